@@ -1,0 +1,7 @@
+"""Where things lie, for tests: the repository, its clips, and the shared recordings that may be absent."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "tests" / "data"
+SHARED = ROOT.parent / "shared"

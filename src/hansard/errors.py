@@ -1,0 +1,124 @@
+"""Every error a user can meet, as one tree; each class has a stable `code`, each instance a sentence.
+
+    HansardError                internal             our bug: the log has the traceback
+    ├── RequestError            invalid_request      the job asks for something that does not exist
+    │   └── UnsupportedError    unsupported          ... or that the chosen backend cannot do
+    ├── AudioError              bad_audio            the recording cannot be used
+    │   ├── FetchError          fetch_failed         it could not be downloaded
+    │   ├── RefusedUrlError     url_refused          it lies where this worker does not go
+    │   ├── TooLargeError       audio_too_large      more bytes than MAX_AUDIO_MB
+    │   ├── TooLongError        audio_too_long       more hours than MAX_AUDIO_HOURS
+    │   ├── NotAudioError       not_audio            text, a web page, a picture
+    │   ├── NoAudioStreamError  no_audio_stream      a container without sound
+    │   ├── EmptyAudioError     empty_audio          zero bytes or zero seconds
+    │   └── EncryptedError      encrypted_audio      protected by DRM
+    ├── EngineError             engine_failed        the engine process could not do its work
+    │   ├── EngineMissingError  engine_missing       a backend's package or weights are not installed
+    │   ├── CrashedError        engine_crashed       the engine process died in mid-job
+    │   └── OutOfMemoryError    out_of_memory        neither memory nor smaller batches were enough
+    ├── SettingsError           invalid_settings     a variable of the environment cannot be used
+    ├── CancelledError          cancelled            the caller no longer wants the job
+    └── ResultTooLargeError     result_too_large     the answer does not fit the platform's limit
+
+The core raises these and knows nothing of HTTP or RunPod; a door turns them into its own answer. Sentences
+never hold a URL's query, a credential, a token or a path of the machine.
+"""
+
+from __future__ import annotations
+
+
+class HansardError(Exception):
+    """An error with a stable `code` and a sentence that tells the user what to do."""
+
+    code = "internal"
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.sentence}"
+
+
+class RequestError(HansardError):
+    code = "invalid_request"
+
+
+class UnsupportedError(RequestError):
+    code = "unsupported"
+
+
+class AudioError(HansardError):
+    code = "bad_audio"
+
+
+class FetchError(AudioError):
+    code = "fetch_failed"
+
+
+class RefusedUrlError(AudioError):
+    code = "url_refused"
+
+
+class TooLargeError(AudioError):
+    code = "audio_too_large"
+
+
+class TooLongError(AudioError):
+    code = "audio_too_long"
+
+
+class NotAudioError(AudioError):
+    code = "not_audio"
+
+
+class NoAudioStreamError(AudioError):
+    code = "no_audio_stream"
+
+
+class EmptyAudioError(AudioError):
+    code = "empty_audio"
+
+
+class EncryptedError(AudioError):
+    code = "encrypted_audio"
+
+
+class EngineError(HansardError):
+    code = "engine_failed"
+
+
+class EngineMissingError(EngineError):
+    code = "engine_missing"
+
+
+class CrashedError(EngineError):
+    code = "engine_crashed"
+
+
+class OutOfMemoryError(EngineError):
+    code = "out_of_memory"
+
+
+class SettingsError(HansardError):
+    code = "invalid_settings"
+
+
+class CancelledError(HansardError):
+    code = "cancelled"
+
+
+class ResultTooLargeError(HansardError):
+    code = "result_too_large"
+
+
+def _tree(cls: type[HansardError]) -> dict[str, type[HansardError]]:
+    found = {cls.code: cls}
+    for child in cls.__subclasses__():
+        found |= _tree(child)
+    return found
+
+
+def from_code(code: str, sentence: str) -> HansardError:
+    """Rebuild an error that crossed a process boundary as plain text."""
+    return _tree(HansardError).get(code, HansardError)(sentence)

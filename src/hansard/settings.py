@@ -1,0 +1,84 @@
+"""What the process was given: the one reader of the environment.
+
+Every field is an environment variable of the same name in capitals; README's table is tested against this class.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from hansard.errors import SettingsError
+
+OLDER_PREFIX = "asr_"
+
+
+def _threshold(name: str, default: float, description: str) -> float:
+    """A decoding threshold, also readable under the older name with the prefix ASR_."""
+    value: float = Field(default, validation_alias=AliasChoices(name, OLDER_PREFIX + name), description=description)
+    return value
+
+
+class Settings(BaseSettings):
+    """All settings, with their defaults. Units are in the names: MB are 10^6 bytes, hours and seconds are time."""
+
+    model_config = SettingsConfigDict(
+        case_sensitive=False, extra="ignore", frozen=True, allow_inf_nan=False, env_ignore_empty=True
+    )
+
+    default_model: str = Field("sphinx", description="transcriber for a job that names no model")
+    diarization_model: str = Field("embedded", description="diarizer for a job that asks for speakers")
+
+    max_audio_mb: int = Field(500, ge=1, description="largest recording accepted, in MB")
+    max_audio_hours: float = Field(12, gt=0, description="longest recording accepted, in hours")
+    audio_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (Path("/runpod-volume"),),
+        description="folders that file: URLs may read, separated by ':' (a lone ':' for none)",
+    )
+    allow_private_urls: bool = Field(False, description="let audio URLs lead to private addresses (tests)")
+    connect_timeout_s: float = Field(10, gt=0, description="seconds to wait for a connection")
+    read_timeout_s: float = Field(30, gt=0, description="seconds to wait for the next bytes")
+    download_retries: int = Field(4, ge=0, description="times a broken download is resumed")
+    work_dir: Path = Field(
+        default_factory=lambda: Path(tempfile.gettempdir()), description="where a job's files live while it runs"
+    )
+
+    no_speech_threshold: float = _threshold("no_speech_threshold", 0.6, "decoding guard: silence above this")
+    logprob_threshold: float = _threshold("logprob_threshold", -1.0, "decoding guard: too unsure below this")
+    compression_ratio_threshold: float = _threshold(
+        "compression_ratio_threshold", 2.4, "decoding guard: repetition above this"
+    )
+
+    cancel_grace_s: float = Field(5, ge=0, description="seconds a cancelled job has to stop by itself")
+    result_limit_mb: float = Field(9, gt=0, description="largest answer the platform takes, in MB of JSON")
+    log_tail_lines: int = Field(50, ge=0, description="lines of the log that an answer carries")
+    log_file: Path = Field(Path("container_log.txt"), description="the worker's log")
+    log_file_mb: float = Field(10, gt=0, description="size at which the log is rotated, in MB; one old file is kept")
+
+    @field_validator("audio_roots", mode="before")
+    @classmethod
+    def _split_roots(cls, value: object) -> object:
+        return tuple(Path(part) for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+
+def load(env_file: Path | None = None) -> Settings:
+    """The settings of this process; `env_file` says what the environment leaves open.
+
+    Raises SettingsError naming every variable that cannot be used.
+    """
+    try:
+        return Settings(_env_file=env_file)
+    except ValidationError as error:
+        problems = "; ".join(f"{_variable(str(e['loc'][0]))}: {e['msg']}" for e in error.errors())
+        raise SettingsError(f"the environment cannot be used: {problems}") from None
+
+
+def _variable(field: str) -> str:
+    """The name under which a field's value was given."""
+    older = (OLDER_PREFIX + field).upper()
+    return older if older in os.environ and field.upper() not in os.environ else field.upper()

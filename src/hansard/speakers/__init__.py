@@ -1,0 +1,1 @@
+"""Who said which word: `assign` gives words to turns."""

@@ -1,0 +1,161 @@
+"""The engine process: loads the models, runs one job after another, and leaves when its parent does.
+
+Signals are the parent's business, so this process ignores SIGINT and SIGTERM: the job in hand is finished. Whatever a
+native library prints goes to standard error, never between a door and its caller.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
+
+from hansard.diarizers import DIARIZERS
+from hansard.engine.wire import Cancel, Done, Failed, Leave, LogLine, Progress, Ready, ToChild, ToParent
+from hansard.errors import CancelledError, HansardError, OutOfMemoryError
+from hansard.joblog import JOB_FIELD
+from hansard.pipeline import Job, run
+from hansard.settings import Settings
+from hansard.shelf import Shelf
+from hansard.transcribers import TRANSCRIBERS
+
+log = logging.getLogger(__name__)
+
+
+def main(connection: Connection, settings: Settings) -> None:
+    """Life of the engine process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.stdout.flush()
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    engine = Engine(connection)
+    threading.Thread(target=engine.warm_up, args=(settings,), daemon=True).start()
+    engine.serve()
+
+
+def _leave_with(parent: int) -> None:
+    """Leave when the parent is gone, even if it was killed while another process held its end of the pipe."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(0)
+
+
+class Engine:
+    """One pipe, one shelf of models, one job at a time."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._cancelled: set[str] = set()
+        self._running: str | None = None
+        self._shelf = Shelf()
+        root = logging.getLogger()
+        root.handlers[:] = [_ToParent(self)]
+        root.setLevel(logging.INFO)
+        threading.Thread(target=self._listen, daemon=True).start()
+        self._sender = threading.Thread(target=self._deliver, daemon=True)
+        self._sender.start()
+
+    def send(self, message: ToParent) -> None:
+        """Hand a message to the parent; from any thread, and from anywhere a log line may be written."""
+        self._outbox.put(bytes(ForkingPickler.dumps(message)))
+
+    def _deliver(self) -> None:
+        with suppress(OSError):  # the parent is gone
+            while (message := self._outbox.get()) is not None:
+                self._connection.send_bytes(message)
+
+    @property
+    def running(self) -> str | None:
+        """The id of the job in hand."""
+        return self._running
+
+    def warm_up(self, settings: Settings) -> None:
+        """Load the default backends side by side; a job that comes earlier waits only for those it needs."""
+        wanted = [TRANSCRIBERS.get(settings.default_model), DIARIZERS.get(settings.diarization_model)]
+        with ThreadPoolExecutor(2) as pool:
+            for future in [pool.submit(self._shelf.get, backend) for backend in wanted if backend]:
+                if error := future.exception():
+                    log.warning("a default model could not be loaded: %s", error, extra={JOB_FIELD: None})
+        self.send(Ready())
+
+    def serve(self) -> None:
+        """Run jobs until the parent says to leave, or is gone."""
+        while job := self._jobs.get():
+            self._running = job.id
+            answer = self._run(job)
+            if isinstance(answer, Failed):
+                gc.collect()  # the error's traceback holds the decoded recording, which is gigabytes of disk
+            self.send(answer)
+            self._running = None
+        self._shelf.close()
+        self._outbox.put(None)
+        self._sender.join()
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                message: ToChild = self._connection.recv()
+                match message:
+                    case Job():
+                        self._cancelled.discard(message.id)  # of an earlier job of this id
+                        self._jobs.put(message)
+                    case Cancel(job):
+                        self._cancelled.add(job)
+                        if job != self._running:  # still waiting: it stops at its first report, but is told now
+                            self.send(Failed(job, CancelledError.code, "the job was cancelled"))
+                    case Leave():
+                        self._jobs.put(None)
+        except Exception as end:  # the pipe's end, or bytes that make no message: either way it is over
+            if not isinstance(end, EOFError | OSError):
+                log.exception("the parent could not be understood")
+            self._jobs.put(None)
+
+    def _run(self, job: Job) -> Done | Failed:
+        def report(stage: str, fraction: float) -> None:
+            if job.id in self._cancelled:
+                raise CancelledError("the job was cancelled")
+            self.send(Progress(job.id, stage, fraction))
+
+        try:
+            return Done(job.id, run(job, self._shelf, report))
+        except Exception as error:
+            told = _as_ours(error, job.id)
+            return Failed(job.id, told.code, told.sentence)
+
+
+def _as_ours(error: Exception, job_id: str) -> HansardError:
+    """Any error as one of the tree; what is not a user's business goes to the log with its traceback."""
+    if isinstance(error, HansardError):
+        return error
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        log.exception("out of memory")
+        return OutOfMemoryError("the machine ran out of memory; send a shorter recording or use a larger machine")
+    log.exception("the engine failed")
+    return HansardError(f"the engine failed on this job; the worker's log has the details under job {job_id}")
+
+
+class _ToParent(logging.Handler):
+    """Sends each record of this process to the parent, which owns the log file."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self._engine = engine
+
+    def emit(self, record: logging.LogRecord) -> None:
+        job = getattr(record, JOB_FIELD, self._engine.running)
+        try:
+            self._engine.send(LogLine(job, record.levelno, record.name, self.format(record)))
+        except Exception:  # as logging does: a bad message fails no job
+            self.handleError(record)

@@ -1,0 +1,250 @@
+"""The parent's side of the engine: light, never imports torch.
+
+It checks and downloads, hands the job to the engine process, and passes on what that process reports. The engine
+process is started before the first job, started again when it dies, and killed when a cancelled job does not stop by
+itself, so a native crash or a hang costs one job and never the worker.
+
+Not covered: several engine processes; a worker takes one job at a time and more workers are the platform's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import signal
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from hansard.audio.fetch import fetch
+from hansard.engine import child
+from hansard.engine.wire import Cancel, Done, Failed, Leave, LogLine, Progress, Ready, ToChild, ToParent
+from hansard.errors import CancelledError, CrashedError, EngineError, from_code
+from hansard.joblog import JOB_FIELD
+from hansard.pipeline import Job, Plan, StageReport
+from hansard.request import Request
+from hansard.settings import Settings
+from hansard.transcript import Transcript
+from hansard.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+LEAVE_S = 3.0  # that the engine process has to end by itself when the worker does
+LET_GO_S = 2.0  # that a cancelled download has to notice; its folder goes away in any case
+
+
+@dataclass
+class _Pending:
+    """A job that an engine process has and has not answered."""
+
+    report: StageReport
+    process: _EngineProcess | None = None
+    answer: Future[Transcript] = field(default_factory=Future)
+
+
+class EngineHost:
+    """Runs jobs in an engine process that it keeps alive."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._workspace = Workspace(settings)
+        self._pending: dict[str, _Pending] = {}
+        self._lock = threading.RLock()  # held for whatever looks at the process and acts on what it saw
+        self._process: _EngineProcess | None = None
+        self._closing = False
+
+    def start(self) -> _EngineProcess:
+        """The engine process, started if none lives; it warms up while the caller goes on."""
+        with self._lock:
+            if self._closing:
+                raise EngineError("the worker is being stopped; send the job again")
+            if self._process is None:
+                self._process = _EngineProcess(self._settings, self._receive, self._died)
+            return self._process
+
+    def close(self) -> None:
+        """Let the engine process go and remove every job's folder."""
+        with self._lock:
+            self._closing = True
+            process = self._process
+        if process is not None:
+            process.leave()
+        self._workspace.close()
+
+    async def transcribe(self, job_id: str, request: Request, plan: Plan, report: StageReport) -> Transcript:
+        """One checked job from its source to its transcript; its files are gone afterwards.
+
+        `report` is called from other threads. Raises AudioError, EngineError; cancelling the task stops the job in
+        earnest: what does not stop by itself within CANCEL_GRACE_S is killed.
+        """
+        self.start()
+        with self._workspace.job(job_id) as folder:
+            begin = time.perf_counter()
+            audio = await self._fetch(request, folder, report)
+            fetched = {"fetch": round(time.perf_counter() - begin, 3)}
+            light = request.model_copy(update={"audio": audio.name})  # inline sound need not cross once more
+            job = Job(job_id, light, plan, audio, folder, self._settings.max_audio_hours)
+            transcript = await self._run(job, report)
+            return replace(transcript, timings=fetched | transcript.timings)
+
+    async def _fetch(self, request: Request, folder: Path, report: StageReport) -> Path:
+        cancelled = threading.Event()
+
+        def fetched(fraction: float) -> None:
+            if cancelled.is_set():
+                raise CancelledError("the job was cancelled")
+            report("fetch", fraction)
+
+        task = asyncio.ensure_future(asyncio.to_thread(fetch, request.audio, folder, self._settings, fetched))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            cancelled.set()
+            await asyncio.wait([task], timeout=LET_GO_S)
+            raise
+
+    async def _run(self, job: Job, report: StageReport) -> Transcript:
+        if job.id in self._pending:
+            raise EngineError(f"a job with the id {job.id} is running already; give each job its own id")
+        pending = self._pending[job.id] = _Pending(report)
+        answer = asyncio.wrap_future(pending.answer)
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, even if nobody waits
+        try:
+            await self._hand_over(job, pending)
+            return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            await _to_the_end(self._stop(job.id, pending.process, answer))
+            raise
+        finally:
+            self._pending.pop(job.id, None)
+
+    async def _hand_over(self, job: Job, pending: _Pending) -> None:
+        """Give a job to the engine process; to a fresh one when that one is just dying."""
+        for _ in range(2):
+            pending.process = self.start()
+            if pending.process.send(job):
+                return
+            await asyncio.to_thread(pending.process.wait)
+        raise CrashedError("the engine process dies as soon as it starts; the worker's log says why")
+
+    async def _stop(self, job_id: str, process: _EngineProcess | None, answer: asyncio.Future[Transcript]) -> None:
+        """Ask the engine to stop a job; kill it when it does not, and return when it is gone."""
+        if process is None:
+            return
+        process.send(Cancel(job_id))
+        await asyncio.wait([answer], timeout=self._settings.cancel_grace_s)
+        if not answer.done():
+            log.warning("job %s did not stop by itself: the engine process is started again", job_id)
+            process.kill()
+            await asyncio.to_thread(process.wait)
+
+    def _receive(self, message: ToParent) -> None:
+        """Take one message of an engine process; called on its reading thread."""
+        match message:
+            case LogLine(job, level, name, text):
+                logging.getLogger(name).log(level, "%s", text, extra={JOB_FIELD: job})
+            case Progress(job, stage, fraction) if pending := self._pending.get(job):
+                pending.report(stage, fraction)
+            case Done(job, transcript) if (pending := self._pending.get(job)) and not pending.answer.done():
+                pending.answer.set_result(transcript)
+            case Failed(job, code, sentence) if (pending := self._pending.get(job)) and not pending.answer.done():
+                pending.answer.set_exception(from_code(code, sentence))
+
+    def _died(self, process: _EngineProcess) -> None:
+        """An engine process is gone: start another one, unless it could not even start, then fail what it had.
+
+        In this order, so that the job after the failed one meets a living engine. Called on the reading thread.
+        """
+        with self._lock:
+            if process is self._process:
+                self._process = None
+                if not self._closing:
+                    log.error("the engine process died: %s", process.death)
+                    if process.ready:
+                        self.start()
+        for pending in list(self._pending.values()):
+            if pending.process is process and not pending.answer.done():
+                pending.answer.set_exception(CrashedError(f"the engine process died in mid-job: {process.death}"))
+
+
+async def _to_the_end(work: Coroutine[None, None, None]) -> None:
+    """Await work to its end, however often the waiting is cancelled: a platform may say stop twice."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.shield(task)
+
+
+class _EngineProcess:
+    """One engine process and the thread that reads from it."""
+
+    def __init__(
+        self, settings: Settings, receive: Callable[[ToParent], None], died: Callable[[_EngineProcess], None]
+    ) -> None:
+        spawn = multiprocessing.get_context("spawn")  # never fork: this process runs threads and an event loop
+        self._connection, theirs = spawn.Pipe()
+        self._process = spawn.Process(target=child.main, args=(theirs, settings), name="engine")
+        self._process.start()
+        theirs.close()
+        self._sending = threading.Lock()
+        self._receive = receive
+        self._on_death = died
+        self.ready = False
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def death(self) -> str:
+        """How the process ended, and what to do about it."""
+        code = self._process.exitcode
+        if code == -signal.SIGKILL:
+            return "it was killed, often for want of memory; send a shorter recording or use a larger machine"
+        how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+        return f"{how}; send the job again"
+
+    def send(self, message: ToChild) -> bool:
+        """Hand over a message; False when the process is gone."""
+        try:
+            with self._sending:
+                self._connection.send(message)
+        except OSError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+
+    def wait(self) -> None:
+        """Return when the process is gone and everybody was told."""
+        self._reader.join()
+
+    def leave(self) -> None:
+        """Ask the process to end, kill it when it does not, and return when it is gone."""
+        self.send(Leave())
+        self._reader.join(LEAVE_S)
+        self.kill()
+        self.wait()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                message = self._connection.recv()
+            except Exception as end:  # the pipe's end, or bytes that make no message: either way it is over
+                if not isinstance(end, EOFError | OSError):
+                    log.exception("the engine process could not be understood")
+                    self.kill()
+                break
+            self.ready |= isinstance(message, Ready)
+            try:
+                self._receive(message)
+            except Exception:  # this thread must live, or every job would wait for ever
+                log.exception("a message of the engine process could not be handled")
+        self._process.join()
+        self._connection.close()
+        self._on_death(self)

@@ -1,0 +1,68 @@
+"""What crosses between the parent and the engine process, pickled over one pipe in each direction.
+
+Parent to child: `Job`, `Cancel`, `Leave`; the pipe's end means "leave" too. Child to parent: the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hansard.pipeline import Job
+from hansard.transcript import Transcript
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """The caller no longer wants this job."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Let the models go and end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The default models are loaded, or could not be: the next job will say why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one stage of a job is, 0 to 1."""
+
+    job: str
+    stage: str
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """A log record of the engine process; `job` is the one that was running, if any."""
+
+    job: str | None
+    level: int
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A finished job."""
+
+    job: str
+    transcript: Transcript
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A job that failed: an error of the tree, as plain text."""
+
+    job: str
+    code: str
+    sentence: str
+
+
+ToChild = Job | Cancel | Leave
+ToParent = Ready | Progress | LogLine | Done | Failed

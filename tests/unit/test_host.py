@@ -1,0 +1,186 @@
+"""The parent's side of the engine: one process at a time, whatever jobs, cancels and crashes come."""
+
+import asyncio
+import base64
+import io
+import os
+import time
+import wave
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import fake_engine
+import psutil
+import pytest
+import pytest_asyncio
+
+from hansard.engine import child
+from hansard.engine.host import EngineHost
+from hansard.errors import AudioError, CrashedError, EngineError, HansardError, OutOfMemoryError
+from hansard.pipeline import Plan
+from hansard.request import parse
+from hansard.settings import Settings
+from hansard.transcript import Transcript
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
+
+GRACE_S = 0.5
+
+
+def recording() -> str:
+    """A short silence as a data URI: what the fake engine does not listen to."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as sound:
+        sound.setparams((1, 2, 16_000, 0, "NONE", ""))
+        sound.writeframes(bytes(3200))
+    return "data:audio/wav;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+@pytest_asyncio.fixture
+async def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[EngineHost]:
+    monkeypatch.setattr(child, "main", fake_engine.main)
+    made = EngineHost(Settings(work_dir=tmp_path, cancel_grace_s=GRACE_S))
+    made.start()
+    yield made
+    await asyncio.to_thread(made.close)
+    assert engines() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def engines() -> list[int]:
+    """The engine processes that live."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "spawn_main" in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+async def post(host: EngineHost, order: str, name: str = "job", states: list[str] | None = None) -> Transcript:
+    request = parse({"audio": recording(), "prompt": order})
+    plan = Plan("fake", None)
+    return await host.transcribe(name, request, plan, lambda stage, _: (states or []).append(stage))
+
+
+async def started(host: EngineHost, order: str, name: str = "job") -> asyncio.Task[Transcript]:
+    """A job that the engine process has begun."""
+    begun = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    request = parse({"audio": recording(), "prompt": order})
+    tell = {"decode": lambda: loop.call_soon_threadsafe(begun.set)}
+    task = asyncio.create_task(
+        host.transcribe(name, request, Plan("fake", None), lambda stage, _: tell.get(stage, lambda: None)())
+    )
+    await begun.wait()
+    return task
+
+
+async def test_jobs_run_in_one_process_that_is_not_this_one(host: EngineHost) -> None:
+    first, second = await post(host, "work 0"), await post(host, "work 0")
+    assert first.model == second.model != str(os.getpid())
+    assert set(first.timings) == {"fetch", "decode"}
+
+
+async def test_two_jobs_at_once_are_both_answered(host: EngineHost) -> None:
+    both = await asyncio.gather(post(host, "work 0.2", "a"), post(host, "work 0", "b"))
+    assert len({transcript.model for transcript in both}) == 1
+
+
+async def test_a_job_of_an_id_that_is_running_is_refused(host: EngineHost) -> None:
+    task = await started(host, "work 0.5")
+    with pytest.raises(EngineError, match="running already"):
+        await post(host, "work 0")
+    assert (await task).language == "en"
+
+
+@pytest.mark.parametrize(
+    ("order", "kind", "says"),
+    [
+        ("refuse", AudioError, "cannot be used"),
+        ("bug", HansardError, "log has the details"),
+        ("memory", OutOfMemoryError, "shorter recording"),
+        ("die", CrashedError, "killed.*memory"),
+        ("exit", CrashedError, "exit code 3"),
+    ],
+)
+async def test_a_failure_costs_one_job(host: EngineHost, order: str, kind: type[HansardError], says: str) -> None:
+    with pytest.raises(kind, match=says) as failed:
+        await post(host, order)
+    assert "/a/path" not in str(failed.value)
+    for _ in range(3):
+        assert (await post(host, "work 0")).language == "en"
+    assert len(engines()) == 1
+
+
+async def test_crash_after_crash_leaves_one_engine(host: EngineHost) -> None:
+    for _ in range(4):
+        with pytest.raises(CrashedError):
+            await post(host, "die")
+        assert (await post(host, "work 0")).language == "en"
+        assert len(engines()) == 1
+
+
+async def test_a_cancelled_job_stops_by_itself_and_the_engine_stays(host: EngineHost) -> None:
+    before = (await post(host, "work 0")).model
+    task = await started(host, "work 30")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await post(host, "work 0")).model == before
+
+
+async def test_a_job_that_does_not_stop_is_killed_and_the_next_one_runs_at_once(host: EngineHost) -> None:
+    for _ in range(3):
+        task = await started(host, "hang")
+        begin = time.monotonic()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert time.monotonic() - begin < GRACE_S + 3
+        assert (await post(host, "work 0")).language == "en"
+        assert len(engines()) == 1
+
+
+async def test_cancelling_again_does_not_spare_the_job(host: EngineHost) -> None:
+    task = await started(host, "hang")
+    for _ in range(4):
+        task.cancel()
+        await asyncio.sleep(GRACE_S / 5)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    begin = time.monotonic()
+    assert (await post(host, "work 0")).language == "en"
+    assert time.monotonic() - begin < 10
+
+
+async def test_a_job_that_waits_its_turn_can_be_cancelled(host: EngineHost) -> None:
+    long = await started(host, "work 2", "long")
+    waiting = asyncio.create_task(post(host, "work 0", "waiting"))
+    await asyncio.sleep(0.3)
+    waiting.cancel()
+    begin = time.monotonic()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert time.monotonic() - begin < 1
+    assert (await long).language == "en"
+
+
+async def test_an_id_that_was_cancelled_can_be_used_again(host: EngineHost) -> None:
+    task = await started(host, "work 30")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await post(host, "work 0")).language == "en"
+
+
+async def test_a_closed_host_takes_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "main", fake_engine.main)
+    host = EngineHost(Settings(work_dir=tmp_path))
+    host.start()
+    await asyncio.to_thread(host.close)
+    with pytest.raises(EngineError, match="being stopped"):
+        await post(host, "work 0")
+    assert engines() == []

@@ -1,0 +1,124 @@
+"""Door 1: RunPod. Turns a job into a Request, hands it to the engine, turns the Transcript into JSON.
+
+python src/handler.py             take jobs from RunPod, or run test_input.json where there is no platform
+python src/handler.py --schema    print the JSON Schema of a job's input
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from typing import Any
+
+from hansard import envelope, progress, render
+from hansard.engine.host import EngineHost
+from hansard.errors import HansardError
+from hansard.joblog import JobLog, Tail
+from hansard.pipeline import check, check_settings
+from hansard.request import json_schema, parse
+from hansard.settings import Settings, load
+
+log = logging.getLogger("hansard.handler")
+
+LONGEST_ERROR = 2_000  # characters
+
+
+class Worker:
+    """One engine and one log behind RunPod's handler function."""
+
+    def __init__(self, settings: Settings, *, echo: bool = True) -> None:
+        check_settings(settings)
+        self._settings = settings
+        self._log = JobLog(settings, echo=echo)
+        self._engine = EngineHost(settings)
+        self._engine.start()
+
+    def close(self) -> None:
+        """Let the engine go, and end the log."""
+        self._engine.close()
+        self._log.close()
+
+    async def handle(self, job: dict[str, Any], send: progress.Send | None = None) -> dict[str, Any]:
+        """Answer one job: the result, or `{"error": "code: sentence"}`; only cancellation is raised.
+
+        `send` takes progress; without it progress goes to the platform.
+        """
+        job_id = str(job.get("id", "local"))
+        with self._log.job(job_id) as tail:
+            try:
+                return await self._answer(job_id, job.get("input"), send or _to_platform(job), tail)
+            except HansardError as error:
+                told = _told(error)
+                log.warning("failed: %s", told)
+                return {"error": told}
+            except asyncio.CancelledError:
+                log.info("cancelled")
+                raise
+            except Exception:
+                log.exception("failed")
+                return {"error": f"internal: this is our mistake; the worker's log has the details under job {job_id}"}
+
+    async def _answer(self, job_id: str, payload: object, send: progress.Send, tail: Tail) -> dict[str, Any]:
+        request = parse(payload)
+        tail.secrets = request.secrets()
+        plan = check(request, self._settings)
+        log.info("started: model %s, diarizer %s", plan.transcriber, plan.diarizer or "none")
+        overall = progress.Overall(plan.stages)
+        async with progress.Channel(send) as channel:
+            transcript = await self._engine.transcribe(
+                job_id, request, plan, lambda stage, done: channel.offer(overall.update(stage, done))
+            )
+        result = render.to_result(transcript, words=request.align_output)
+        result |= {name: render.FORMATS[name](transcript) for name in request.output_formats}
+        log.info("finished: %.1f s of sound, %d segments", transcript.duration, len(transcript.segments))
+        if request.debug:
+            for stage, seconds in transcript.timings.items():
+                log.info("stage %s took %.3f s", stage, seconds)
+        return envelope.fit({**result, "logs": list(tail.lines)}, int(self._settings.result_limit_mb * 1_000_000))
+
+
+def _told(error: HansardError) -> str:
+    """An error as the platform takes it: it may repeat what the caller sent, of any size and in any encoding."""
+    text = str(error).encode("utf-8", "replace").decode()
+    return text if len(text) <= LONGEST_ERROR else text[:LONGEST_ERROR] + "…"
+
+
+def _to_platform(job: dict[str, Any]) -> progress.Send:
+    """Progress as RunPod's own client posts it, but awaited, so that posts keep their order."""
+
+    async def send(state: dict[str, object]) -> None:
+        if "RUNPOD_WEBHOOK_POST_OUTPUT" in os.environ:  # the SDK's local modes have nobody to tell
+            from runpod.http_client import AsyncClientSession
+            from runpod.serverless.modules.rp_http import send_result
+
+            async with AsyncClientSession() as session:
+                await send_result(session, {"status": "IN_PROGRESS", "output": state}, job)
+
+    return send
+
+
+def main() -> None:
+    """Start the engine, then RunPod's loop, which polls for the first job while the models load."""
+    if "--schema" in sys.argv[1:]:
+        print(json.dumps(json_schema(), indent=2))
+        return
+    os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")  # its default, DEBUG, prints every result
+    for check_of_the_sdk in ("RUNPOD_SKIP_GPU_CHECK", "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS"):
+        os.environ.setdefault(check_of_the_sdk, "true")  # they would load torch and open the GPU in this process
+    try:
+        worker = Worker(load())
+    except HansardError as error:
+        sys.exit(str(error))
+    try:
+        import runpod  # after the engine has started: it takes a second or two to import
+
+        runpod.serverless.start({"handler": worker.handle})
+    finally:
+        worker.close()
+
+
+if __name__ == "__main__":
+    main()

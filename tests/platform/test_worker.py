@@ -1,0 +1,347 @@
+"""The worker's manners, judged by what the platform sees: real SDK, real engine, real sound, loopback only.
+
+Every test ends with the platform's own verdict (`FakePlatform.violations`): authorised requests, strict JSON, known
+jobs, nothing after a final post. What is not covered here: a GPU, model hubs, the platform's public side.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import itertools
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fake_platform import CHUNK_BYTES, FakePlatform, Post
+
+if TYPE_CHECKING:
+    from conftest import StartWorker, Worker
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+START_S = 8.0  # to the first poll; about two on an idle machine
+FIRST_S = 180  # a job that may have to wait for the engine to load
+STOP_JOB_S = 10.0  # from the cancel until the worker asks for its next job
+BETWEEN_PROGRESS_S = 0.8  # one second, less what the network may take from the gap
+IN_FLIGHT_S = 0.5  # a progress post that was already under way when the job was stopped
+RESTART_S = 90  # an engine that is loaded again, and the clip: well under the half hour of sound that was stopped
+LONG_STAGES = ("transcribe", "diarize")
+
+
+def _slowly(content: bytes, seconds: float) -> float:
+    """The delay per chunk with which a recording takes this long to serve."""
+    return seconds / (len(content) // CHUNK_BYTES + 1)
+
+
+def _done(platform: FakePlatform, job_input: dict[str, Any]) -> Post:
+    """Submit a job and wait for its result."""
+    return platform.wait_final(platform.submit(job_input), FIRST_S)
+
+
+def _output(post: Post) -> dict[str, Any]:
+    assert post.error is None, post.error
+    return dict(post.output)
+
+
+def _in_the_engine(post: Post) -> bool:
+    """Is this progress of the work that the engine process does for minutes?"""
+    return post.output["stage"] in LONG_STAGES
+
+
+def _long_job(worker: Worker, recording: bytes) -> str:
+    """Start a job of minutes and wait until the engine works on it."""
+    url = worker.platform.serve("long.flac", recording)
+    job_id = worker.platform.submit({"audio": url, "diarization": True})
+    worker.platform.wait_progress(job_id, FIRST_S, _in_the_engine)
+    return job_id
+
+
+def test_asks_for_its_first_job_soon(worker: Worker, capsys: pytest.CaptureFixture[str]) -> None:
+    waited = worker.platform.wait_take(60).at - worker.started_at
+    with capsys.disabled():
+        print(f"\nfirst job-take {waited:.2f} s after the process was started")
+    assert waited <= START_S
+
+
+def test_a_gpu_does_not_draw_torch_into_the_process_that_polls(start_worker: StartWorker, tmp_path: Path) -> None:
+    """The SDK's own checks load torch where they find a GPU: seconds of start, and its memory taken twice."""
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'CUDA Version: 12.8  Tesla T4, 15360 MiB'\n")
+    smi.chmod(0o755)
+    worker = start_worker(
+        PATH=f"{tmp_path}:{os.environ['PATH']}", RUNPOD_SKIP_AUTO_SYSTEM_CHECKS=None, RUNPOD_SKIP_GPU_CHECK=None
+    )
+    worker.platform.wait_take(60)
+    assert "libtorch" not in Path(f"/proc/{worker.pid}/maps").read_text()
+
+
+def test_success(platform: FakePlatform, clip: bytes) -> None:
+    url = platform.serve("success.ogg", clip)
+    job = {"audio": f"{url}?sig=S", "diarization": True, "align_output": True, "output_formats": ["srt"]}
+    final = _done(platform, job)
+    output = _output(final)
+    expected = {"segments", "detected_language", "duration", "speakers", "model", "timings", "warnings", "logs", "srt"}
+    assert expected <= set(output)
+    assert output["duration"] == pytest.approx(18.065, abs=0.1)
+    assert output["detected_language"] == "en"
+    assert "meeting" in " ".join(segment["text"] for segment in output["segments"]).lower()
+    assert {segment["speaker"] for segment in output["segments"]} == set(output["speakers"])
+    assert len(output["speakers"]) == 2
+    assert "-->" in output["srt"]
+    _check_times(output)
+    time.sleep(2)  # a second post would come now
+    assert [post.is_final for post in platform.posts(final.job_id)].count(True) == 1
+
+
+def _check_times(output: dict[str, Any]) -> None:
+    """Segments and words lie inside the recording, forward in time; each word names its speaker."""
+    for segment in output["segments"]:
+        assert 0 <= segment["start"] < segment["end"] <= output["duration"] + 0.1
+        assert segment["words"]
+        for word in segment["words"]:
+            assert set(word) >= {"word", "start", "end", "score", "speaker"}
+            assert segment["start"] - 0.01 <= word["start"] <= word["end"] <= segment["end"] + 0.01
+
+
+def test_ping_names_the_job(platform: FakePlatform, clip: bytes) -> None:
+    url = platform.serve("ping.ogg", clip, delay_s_per_chunk=_slowly(clip, 4))
+    job_id = platform.submit({"audio": url})
+    platform.wait_ping(30, lambda ping: ping.query.get("job_id") == job_id)
+    assert platform.wait_final(job_id, FIRST_S).error is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentences"),
+    [
+        ({"beam_size": 99, "vad_onset": "high"}, ("beam_size", "vad_onset")),
+        ({"diarisation": True, "batch_size": 0}, ("did you mean diarization", "batch_size")),
+        ({"min_speakers": 3, "max_speakers": 2, "diarization": True}, ("min_speakers is greater than max_speakers",)),
+        ({"model": "no-such-model"}, ("no-such-model",)),
+    ],
+)
+def test_bad_request(platform: FakePlatform, clip: bytes, wrong: dict[str, Any], sentences: tuple[str, ...]) -> None:
+    url = platform.serve("unwanted.ogg", clip)
+    before = platform.requests_for("unwanted.ogg")
+    final = _done(platform, {"audio": url} | wrong)
+    _check_refusal(final, ("invalid_request", "unsupported"))
+    assert all(sentence in final.error for sentence in sentences), final.error
+    assert platform.requests_for("unwanted.ogg") == before == 0
+
+
+@pytest.mark.parametrize("job_input", [{}, [], "audio.mp3", None, {"audio": ""}], ids=str)
+def test_input_that_is_no_job(platform: FakePlatform, job_input: Any) -> None:
+    _check_refusal(_done(platform, job_input), ("invalid_request",))
+
+
+def test_text_is_not_audio(platform: FakePlatform) -> None:
+    url = platform.serve("text.mp3", b"This is a text and no music at all.\n" * 200)
+    _check_refusal(_done(platform, {"audio": url}), ("not_audio",))
+
+
+def test_missing_recording(platform: FakePlatform) -> None:
+    url = platform.serve("missing.ogg", b"no such recording", status=404)
+    _check_refusal(_done(platform, {"audio": url}), ("fetch_failed",))
+
+
+def test_private_address_is_refused(start_worker: StartWorker, clip: bytes) -> None:
+    platform = start_worker(ALLOW_PRIVATE_URLS=None).platform
+    url = platform.serve("private.ogg", clip)
+    _check_refusal(_done(platform, {"audio": url}), ("url_refused",))
+    assert platform.requests_for("private.ogg") == 0
+
+
+def _check_refusal(final: Post, codes: tuple[str, ...]) -> None:
+    """The answer is one line `code: sentence` and tells nothing of the machine."""
+    assert set(final.body) <= {"error", "output"}
+    assert isinstance(final.error, str)
+    code, _, sentence = final.error.partition(": ")
+    assert code in codes, final.error
+    assert sentence
+    answer = final.raw.decode()
+    for private in ("Traceback", "hostname", "/hansard/", "site-packages", f'"{socket.gethostname()}"'):
+        assert private not in answer
+
+
+def test_later_jobs_find_the_models_warm(start_worker: StartWorker, clip: bytes) -> None:
+    """The best of two later jobs is quicker: one alone may be slowed by whatever else the machine does."""
+    worker = start_worker()
+    platform = worker.platform
+    url = platform.serve("thrice.ogg", clip)
+    jobs = [platform.submit({"audio": url, "diarization": True}) for _ in range(3)]
+    platform.wait_taken(jobs[0], 60)
+    engine = worker.engine()
+    finals = [platform.wait_final(job_id, FIRST_S) for job_id in jobs]
+    first, *later = [final.at - platform.wait_taken(final.job_id, 0) for final in finals]
+    assert min(later) < first
+    first_answer, *later_answers = (_output(final)["segments"] for final in finals)
+    assert later_answers == [first_answer, first_answer], "one job's sound changes the next job's answer"
+    assert worker.engine() == engine
+    assert worker.left_in_work_dir() == []
+
+
+def test_cancel_while_the_engine_works(start_worker: StartWorker, clip: bytes, half_an_hour: bytes) -> None:
+    worker = start_worker()
+    job_id = _long_job(worker, half_an_hour)
+    _check_cancel(worker, job_id, clip)
+
+
+def test_cancel_while_the_recording_is_fetched(worker: Worker, clip: bytes) -> None:
+    platform = worker.platform
+    url = platform.serve("endless.ogg", clip, delay_s_per_chunk=_slowly(clip, 120))
+    job_id = platform.submit({"audio": url})
+    platform.wait_requested("endless.ogg", FIRST_S)
+    _check_cancel(worker, job_id, clip)
+
+
+def _check_cancel(worker: Worker, job_id: str, clip: bytes) -> None:
+    """Cancel a running job: silence about it from then on, and the next job is done."""
+    platform = worker.platform
+    url = platform.serve("next.ogg", clip)
+    platform.cancel(job_id)
+    stopped = platform.wait_stopped(job_id, 10)
+    following = platform.submit({"audio": url})
+    assert platform.wait_taken(following, 60) - stopped <= STOP_JOB_S
+    _output(platform.wait_final(following, RESTART_S))
+    assert [post.body for post in platform.posts(job_id) if post.is_final] == []
+    assert [post.body for post in platform.posts(job_id) if post.at > stopped + IN_FLIGHT_S] == []
+    assert worker.left_in_work_dir() == []
+
+
+def test_sigterm_lets_the_job_end(start_worker: StartWorker, clip: bytes) -> None:
+    worker = start_worker()
+    platform = worker.platform
+    url = platform.serve("last.ogg", clip, delay_s_per_chunk=_slowly(clip, 4))
+    job_id = platform.submit({"audio": url, "diarization": True})
+    never = platform.submit({"audio": url})
+    platform.wait_requested("last.ogg", FIRST_S)
+    takes = len(platform.takes)
+    worker.sigterm()
+    _output(platform.wait_final(job_id, FIRST_S))
+    assert worker.wait(20) == 0
+    assert len(platform.takes) == takes
+    assert platform.posts(never) == []
+    assert worker.left_in_work_dir() == []
+
+
+def test_progress_is_ordered_and_rare(platform: FakePlatform, clip: bytes) -> None:
+    url = platform.serve("progress.ogg", clip, delay_s_per_chunk=_slowly(clip, 4))
+    final = _done(platform, {"audio": url, "diarization": True, "align_output": True})
+    _output(final)
+    time.sleep(2)  # a late progress post would come now
+    posts = platform.posts(final.job_id)
+    assert posts[-1] is final
+    progress = posts[:-1]
+    assert len(progress) >= 3
+    assert all(post.is_progress and _is_progress_payload(post.output) for post in progress), progress
+    percents = [post.output["percent"] for post in progress]
+    assert percents == sorted(percents)
+    gaps = [later.at - earlier.at for earlier, later in itertools.pairwise(progress)]
+    assert min(gaps) >= BETWEEN_PROGRESS_S, gaps
+
+
+def _is_progress_payload(payload: Any) -> bool:
+    return (
+        set(payload) == {"stage", "stage_percent", "percent"}
+        and isinstance(payload["stage"], str)
+        and all(isinstance(payload[key], int) and 0 <= payload[key] <= 100 for key in ("stage_percent", "percent"))
+    )
+
+
+def test_result_arrives_after_a_server_error(platform: FakePlatform, clip: bytes) -> None:
+    url = platform.serve("again.ogg", clip)
+    platform.fail_next_done([500])
+    final = _done(platform, {"audio": url})
+    _output(final)
+    answers = [post.answered for post in platform.posts(final.job_id) if post.is_final]
+    assert answers == [500, 200]
+
+
+def test_words_are_dropped_where_they_do_not_fit(
+    sizes: dict[str, int], start_worker: StartWorker, two_minutes: bytes
+) -> None:
+    output = _limited(start_worker, two_minutes, (sizes["whole"] + sizes["without words"]) // 2)
+    assert output["segments"]
+    assert not any(segment.get("words") for segment in output["segments"])
+    assert any("words" in warning for warning in output["warnings"]), output["warnings"]
+
+
+def test_segments_are_packed_where_they_do_not_fit(
+    sizes: dict[str, int], start_worker: StartWorker, two_minutes: bytes
+) -> None:
+    output = _limited(start_worker, two_minutes, (sizes["without words"] + sizes["packed"]) // 2)
+    segments = json.loads(gzip.decompress(base64.b64decode(output["segments_gz"])))
+    assert "segments" not in output
+    assert len(segments) == output["segments_count"] > 0
+    assert all(segment["start"] < segment["end"] and segment["text"] for segment in segments)
+    assert any("segments_gz" in warning for warning in output["warnings"]), output["warnings"]
+
+
+def test_answer_that_cannot_fit_is_an_error(start_worker: StartWorker, clip: bytes) -> None:
+    platform = start_worker(RESULT_LIMIT_MB="0.0001").platform
+    url = platform.serve("any.ogg", clip)
+    _check_refusal(_done(platform, {"audio": url, "align_output": True}), ("result_too_large",))
+
+
+@pytest.fixture(scope="module")
+def sizes(worker: Worker, two_minutes: bytes) -> dict[str, int]:
+    """Bytes of the answer to two minutes, log tail apart: whole, without words, and with packed segments."""
+    url = worker.platform.serve("sizes.flac", two_minutes)
+    whole = _output(_done(worker.platform, {"audio": url, "align_output": True})) | {"logs": []}
+    segments = [{key: value for key, value in segment.items() if key != "words"} for segment in whole["segments"]]
+    packed = base64.b64encode(gzip.compress(_json(segments))).decode()
+    answers = {"whole": whole, "without words": whole | {"segments": segments}, "packed": whole | {"segments": packed}}
+    return {name: len(_json(answer)) for name, answer in answers.items()}
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()
+
+
+def _limited(start_worker: StartWorker, recording: bytes, limit: int) -> dict[str, Any]:
+    """The answer of a worker that may send `limit` bytes; it does not send more."""
+    platform = start_worker(RESULT_LIMIT_MB=f"{limit / 1e6:.6f}", LOG_TAIL_LINES="0").platform
+    final = _done(platform, {"audio": platform.serve("limited.flac", recording), "align_output": True})
+    output = _output(final)
+    assert len(_json(output)) <= limit
+    return output
+
+
+def test_dead_engine_fails_one_job(start_worker: StartWorker, clip: bytes, half_an_hour: bytes) -> None:
+    worker = start_worker()
+    platform = worker.platform
+    job_id = _long_job(worker, half_an_hour)
+    worker.engine().kill()
+    _check_refusal(platform.wait_final(job_id, 30), ("engine_crashed",))
+    _output(_done(platform, {"audio": platform.serve("next.ogg", clip)}))
+    assert worker.left_in_work_dir() == []
+
+
+def test_what_was_said_is_not_logged(worker: Worker, clip: bytes) -> None:
+    url = worker.platform.serve("private-talk.ogg", clip)
+    output = _output(_done(worker.platform, {"audio": url, "align_output": True}))
+    said = [segment["text"] for segment in output["segments"]]
+    assert said
+    for text in said:
+        assert text not in worker.log() + worker.output() + str(output["logs"])
+
+
+def test_secrets_stay_secret(worker: Worker, clip: bytes) -> None:
+    platform = worker.platform
+    token, signature = "hf_TokenOfTheCaller0123456789", "SignatureOfTheUrl0123456789"
+    good = platform.serve("secret.ogg", clip)
+    missing = platform.serve("secret-missing.ogg", b"", status=404)
+    text = platform.serve("secret-text.ogg", b"no music\n" * 500)
+    for url in (good, missing, text):
+        _done(platform, {"audio": f"{url}?sig={signature}", "hf_token": token, "diarization": True, "debug": True})
+    _done(platform, {"audio": f"{good}?sig={signature}", "hf_token": token, "diarisation": True})
+    _done(platform, {"audio": f"{good}?sig={signature}", "huggingface_access_token": [token]})
+    _done(platform, {"audio_base64": f"{good}?sig={signature}", "hf_token": token})
+    for secret in (token, signature):
+        assert platform.places_with(secret) == []
+        assert secret not in worker.log()
+        assert secret not in worker.output()

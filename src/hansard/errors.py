@@ -16,6 +16,12 @@
     │   ├── EngineMissingError  engine_missing       a backend's package or weights are not installed
     │   ├── CrashedError        engine_crashed       the engine process died in mid-job
     │   └── OutOfMemoryError    out_of_memory        neither memory nor smaller batches were enough
+    ├── ModelError              model_unavailable    the model's weights cannot be had
+    │   ├── TokenMissingError   token_missing        a gated model, and no token was given
+    │   ├── TokenRefusedError   token_refused        the model hub does not know the token
+    │   ├── TermsError          terms_not_accepted   the token's owner has not accepted the model's terms
+    │   ├── ModelMissingError   model_not_found      no such model, here or on the hub
+    │   └── HubError            hub_unreachable      the hub does not answer, or may not be asked
     ├── SettingsError           invalid_settings     a variable of the environment cannot be used
     ├── CancelledError          cancelled            the caller no longer wants the job
     └── ResultTooLargeError     result_too_large     the answer does not fit the platform's limit
@@ -98,6 +104,30 @@ class CrashedError(EngineError):
 
 class OutOfMemoryError(EngineError):
     code = "out_of_memory"
+
+
+class ModelError(HansardError):
+    code = "model_unavailable"
+
+
+class TokenMissingError(ModelError):
+    code = "token_missing"
+
+
+class TokenRefusedError(ModelError):
+    code = "token_refused"
+
+
+class TermsError(ModelError):
+    code = "terms_not_accepted"
+
+
+class ModelMissingError(ModelError):
+    code = "model_not_found"
+
+
+class HubError(ModelError):
+    code = "hub_unreachable"
 
 
 class SettingsError(HansardError):

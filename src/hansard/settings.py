@@ -5,12 +5,13 @@ Every field is an environment variable of the same name in capitals; README's ta
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from hansard.errors import SettingsError
@@ -31,8 +32,39 @@ class Settings(BaseSettings):
         case_sensitive=False, extra="ignore", frozen=True, allow_inf_nan=False, env_ignore_empty=True
     )
 
-    default_model: str = Field("sphinx", description="transcriber for a job that names no model")
-    diarization_model: str = Field("embedded", description="diarizer for a job that asks for speakers")
+    default_model: str | None = Field(
+        None, description="transcriber for a job that names no model; unset: `large-v3` on a GPU, else `sphinx`"
+    )
+    diarization_model: str | None = Field(
+        None,
+        description="diarizer: a name, a folder or a hub id; unset: "
+        "`pyannote/speaker-diarization-community-1` on a GPU, else `embedded`",
+    )
+    diarization_required: bool = Field(
+        False, description="refuse a job whose speakers cannot be told apart, instead of a warning in its answer"
+    )
+    align_models: Annotated[dict[str, str], NoDecode] = Field(
+        {}, description="JSON, language to hub id or folder under MODELS_DIR: aligners other than WhisperX's own"
+    )
+    models_dir: Path = Field(Path("/models"), description="folder of models that came with the image")
+    cached_models_dir: Path = Field(
+        Path("/runpod-volume/huggingface-cache/hub"), description="the platform's cache of hub models, only read"
+    )
+    hf_home: Path = Field(
+        Path("~/.cache/huggingface"), description="folder of the hub's own cache; downloads go to its `hub`"
+    )
+    hf_hub_offline: bool = Field(False, description="never ask the model hub")
+    hf_endpoint: str = Field("https://huggingface.co", description="address of the model hub")
+    hf_token: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("hf_token", "huggingface_token"),
+        description="token for gated models, where the job brings none; also HUGGINGFACE_TOKEN",
+    )
+    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="where models run; auto: a GPU if there is one")
+    compute_type: (
+        Literal["float32", "float16", "bfloat16", "int8", "int8_float32", "int8_float16", "int8_bfloat16"] | None
+    ) = Field(None, description="Whisper's arithmetic; unset: float16 on a GPU that has it, else int8")
+    vad_method: Literal["pyannote", "silero"] = Field("pyannote", description="what finds speech for Whisper")
 
     max_audio_mb: int = Field(500, ge=1, description="largest recording accepted, in MB")
     max_audio_hours: float = Field(12, gt=0, description="longest recording accepted, in hours")
@@ -59,6 +91,28 @@ class Settings(BaseSettings):
     log_tail_lines: int = Field(50, ge=0, description="lines of the log that an answer carries")
     log_file: Path = Field(Path("container_log.txt"), description="the worker's log")
     log_file_mb: float = Field(10, gt=0, description="size at which the log is rotated, in MB; one old file is kept")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Do models run on a GPU? Judged by the driver's device files, so that nothing opens the GPU here."""
+        return self.device == "cuda" or (self.device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
+
+    def secrets(self) -> tuple[str, ...]:
+        """Values that no log and no answer may hold."""
+        return (self.hf_token.get_secret_value(),) if self.hf_token else ()
+
+    @field_validator("hf_home")
+    @classmethod
+    def _at_home(cls, value: Path) -> Path:
+        return value.expanduser()
+
+    @field_validator("align_models", mode="before")
+    @classmethod
+    def _read_json(cls, value: object) -> object:
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except ValueError:
+            raise ValueError('must be JSON such as {"fr": "owner/name"}') from None
 
     @field_validator("audio_roots", mode="before")
     @classmethod

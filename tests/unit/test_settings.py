@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from hansard.errors import SettingsError
 from hansard.settings import Settings, load
@@ -18,6 +19,17 @@ from places import ROOT
 GIVEN: dict[str, tuple[str, str, Any]] = {
     "default_model": ("DEFAULT_MODEL", "large-v3", "large-v3"),
     "diarization_model": ("DIARIZATION_MODEL", "community-1", "community-1"),
+    "diarization_required": ("DIARIZATION_REQUIRED", "true", True),
+    "align_models": ("ALIGN_MODELS", '{"fr": "owner/name"}', {"fr": "owner/name"}),
+    "models_dir": ("MODELS_DIR", "/m", Path("/m")),
+    "cached_models_dir": ("CACHED_MODELS_DIR", "/c", Path("/c")),
+    "hf_home": ("HF_HOME", "~/h", Path("~/h").expanduser()),
+    "hf_hub_offline": ("HF_HUB_OFFLINE", "1", True),
+    "hf_endpoint": ("HF_ENDPOINT", "http://127.0.0.1:1", "http://127.0.0.1:1"),
+    "hf_token": ("HF_TOKEN", "hf_abcdefgh", SecretStr("hf_abcdefgh")),
+    "device": ("DEVICE", "cuda", "cuda"),
+    "compute_type": ("COMPUTE_TYPE", "int8", "int8"),
+    "vad_method": ("VAD_METHOD", "silero", "silero"),
     "max_audio_mb": ("MAX_AUDIO_MB", "7", 7),
     "max_audio_hours": ("MAX_AUDIO_HOURS", "0.5", 0.5),
     "audio_roots": ("AUDIO_ROOTS", f"/a{os.pathsep}/b c", (Path("/a"), Path("/b c"))),
@@ -74,7 +86,25 @@ def test_thresholds_are_known_by_their_older_names(name: str, monkeypatch: pytes
     assert getattr(load(), name) == 0.75
 
 
+def test_the_token_is_known_by_its_other_name_and_shows_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUGGINGFACE_TOKEN", "hf_abcdefgh")
+    settings = load()
+    assert settings.secrets() == ("hf_abcdefgh",)
+    assert "hf_abcdefgh" not in repr(settings)
+    assert Settings().model_copy(update={"hf_token": None}).secrets() == ()
+
+
+@pytest.mark.parametrize(("device", "on_gpu"), [("cuda", True), ("cpu", False)])
+def test_the_device_can_be_chosen(device: str, on_gpu: bool) -> None:
+    assert Settings(device=device).on_gpu is on_gpu
+
+
 BAD = {
+    "ALIGN_MODELS": ["fr=owner/name", "[]", "1"],
+    "DEVICE": ["gpu", "cuda:0"],
+    "COMPUTE_TYPE": ["half"],
+    "VAD_METHOD": ["webrtc"],
+    "HF_HUB_OFFLINE": ["maybe"],
     "MAX_AUDIO_MB": ["0", "1.5", "many"],
     "MAX_AUDIO_HOURS": ["0", "-1", "nan", "x"],
     "ALLOW_PRIVATE_URLS": ["maybe"],
@@ -199,7 +229,7 @@ FOR_VENDORS = {
         "RUNPOD_LOG_LEVEL": "the SDK reads it when it is imported",
         "RUNPOD_SKIP_GPU_CHECK": "the SDK reads it when it starts",
     },
-    "hansard/diarizers/embedded.py": {"PYANNOTE_METRICS_ENABLED": "pyannote reads it when it is imported"},
+    "hansard/vendors.py": {"PYANNOTE_METRICS_ENABLED": "pyannote reads it when it is imported"},
 }
 """Who else touches the environment, which variables, and why it cannot be a setting."""
 

@@ -1,0 +1,175 @@
+"""One answer to "where are the weights": the first of these places that holds a whole model.
+
+    explicit folder ─▶ baked into the image ─▶ the platform's cache ─▶ the hub's cache ─▶ download
+
+A job may name a folder directly under MODELS_DIR (`tiny`) or a hub repository (`owner/name`), nothing else; an
+absolute path counts only where the operator wrote it into the settings. Links in these places are followed, wherever
+they lead: who can lay one there builds the image or owns the volume, and a job names places but creates none.
+
+The two caches are only read here, without a lock or a ref. Not covered: revisions other than the one that
+`refs/main` names, and single shards missing from a model of many.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import SecretStr
+
+from hansard.errors import ModelError, ModelMissingError
+from hansard.hub import Hub
+from hansard.settings import Settings
+from hansard.transcript import Report
+
+Kind = Literal["whisper", "ctc", "pyannote"]
+"""CTranslate2's Whisper, a CTC model of transformers, a pipeline of pyannote.audio."""
+
+WEIGHTS = frozenset({".bin", ".safetensors", ".pt", ".ckpt", ".nemo"})
+
+_FOLDER = re.compile(r"[^\W_][\w.+@ -]{0,127}")  # one component, never hidden, never `..`
+_REPOSITORY = re.compile(r"(?!.*(--|\.\.))([A-Za-z0-9][\w.-]{0,95})/([A-Za-z0-9][\w.-]{0,95})(?<![.-])", re.ASCII)
+
+
+def _silent(_: float) -> None: ...
+
+
+class Models:
+    """Finds and fetches the weights of one job."""
+
+    def __init__(self, settings: Settings, token: SecretStr | None = None, report: Report = _silent) -> None:
+        self.settings = settings
+        self._token = token or settings.hf_token
+        self._report = report
+
+    @property
+    def has_token(self) -> bool:
+        """Was a token for gated models given, by the job or by the operator?"""
+        return bool(self._token)
+
+    def find(self, name: str) -> Path | None:
+        """The folder of a model that is whole and on this machine, or None; asks no network, writes nothing."""
+        return next((folder for folder in self._places(name) if folder is not None and _is_whole(folder)), None)
+
+    def kind(self, name: str) -> Kind | None:
+        """What a model on this machine is; None for one that is not here, or of no kind that is known."""
+        folder = self.find(name)
+        return kind_of(folder) if folder else None
+
+    def names(self, kind: Kind | None = None) -> list[str]:
+        """The models under MODELS_DIR, of one kind or of any, as a job may name them."""
+        try:
+            folders = sorted(os.listdir(self.settings.models_dir))
+        except OSError:
+            return []
+        names = [re.sub(r"^models--(.+)--(.+)$", r"\1/\2", folder) for folder in folders]
+        found = {name: self.kind(name) for name in names}
+        return [name for name in names if found[name] is not None and kind in (None, found[name])]
+
+    def get(self, name: str) -> Path:
+        """The folder of a model, downloaded if it is not here. Raises ModelError, and whatever `report` raises."""
+        if folder := self.find(name):
+            return folder
+        self._hub_for(name).download(name, self._report)
+        if folder := self.find(name):
+            return folder
+        raise ModelError(f"{name} was downloaded, but holds no weights that this worker can use; name another model")
+
+    def check(self, name: str) -> None:
+        """Return when `get` would work: no download, at most one short question to the hub. Raises ModelError."""
+        if self.find(name) is None:
+            self._hub_for(name).check(name)
+
+    def _places(self, name: str) -> Iterator[Path | None]:
+        """Where a model of this name would lie, best first."""
+        settings = self.settings
+        if name in self._folders_of_the_operator():
+            yield Path(name)
+        elif _FOLDER.fullmatch(name):
+            yield settings.models_dir / name
+        elif match := _REPOSITORY.fullmatch(name):
+            owner, repository = match[2], match[3]
+            cached = f"models--{owner}--{repository}"
+            yield settings.models_dir / owner / repository
+            yield settings.models_dir / repository
+            yield _snapshot(settings.models_dir / cached)
+            yield _snapshot(settings.cached_models_dir / cached)
+            yield _snapshot(settings.hf_home / "hub" / cached, finished=True)
+
+    def _folders_of_the_operator(self) -> set[str]:
+        """The absolute paths among the models that the settings name."""
+        settings = self.settings
+        named = {settings.default_model, settings.diarization_model, *settings.align_models.values()}
+        return {name for name in named if name and Path(name).is_absolute()}
+
+    def _hub_for(self, name: str) -> Hub:
+        """The hub, to be asked for a model that is not here. Raises ModelMissingError where the name is no hub's."""
+        if name in self._folders_of_the_operator():
+            raise ModelMissingError(
+                "a folder named by DEFAULT_MODEL, DIARIZATION_MODEL or ALIGN_MODELS holds no whole model; correct it"
+            )
+        if not _REPOSITORY.fullmatch(name):
+            known = ", ".join(self.names()) or "none so far"
+            raise ModelMissingError(
+                f"there is no model {name[:100]!r}: a model is a folder under MODELS_DIR ({known}) "
+                "or a repository of the model hub, owner/name"
+            )
+        settings = self.settings
+        return Hub(settings.hf_endpoint, settings.hf_home / "hub", self._token, settings.hf_hub_offline)
+
+
+def kind_of(folder: Path) -> Kind | None:
+    """What a folder holds, judged by its files alone."""
+    config = _json(folder / "config.json")
+    if (folder / "model.bin").is_file() and config is not None:
+        return "whisper"
+    if config is not None and "ForCTC" in str(config.get("architectures")):
+        return "ctc"
+    return "pyannote" if re.search(r"(?m)^pipeline:", _text(folder / "config.yaml")) else None
+
+
+def _snapshot(repository: Path, finished: bool = False) -> Path | None:
+    """The files of a repository in a hub cache (`refs/main`, `snapshots/<revision>`), whole or not.
+
+    A cache that was copied may lack its ref; its only snapshot is meant. Not where a download must have `finished`:
+    ours writes the ref last.
+    """
+    snapshots = repository / "snapshots"
+    revision = _text(repository / "refs" / "main").strip()
+    if revision:
+        return snapshots / revision if _FOLDER.fullmatch(revision) else None
+    try:
+        only = [] if finished else os.listdir(snapshots)
+    except OSError:
+        return None
+    return snapshots / only[0] if len(only) == 1 else None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Has a folder weights, and can every file in it be read? A link to a blob that is not there is one that cannot."""
+    try:
+        files = [path for path in folder.rglob("*") if not path.is_dir()] if folder.is_dir() else []
+        readable = all(os.access(path, os.R_OK) for path in files)
+        weights = any(path.suffix in WEIGHTS and path.stat().st_size > 0 for path in files) if readable else False
+        return weights or (readable and kind_of(folder) == "pyannote")  # 3.1 has its weights in other repositories
+    except (OSError, ValueError):  # a name that no disk could hold
+        return False
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, ValueError):
+        return ""
+
+
+def _json(path: Path) -> dict[str, object] | None:
+    try:
+        content = json.loads(_text(path))
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None

@@ -1,0 +1,85 @@
+"""What every use of a vendor's package asks for: silence, no telemetry, files found without an import, memory told."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hansard.errors import EngineMissingError, OutOfMemoryError
+
+SIGNS = ("out of memory", "ALLOC_FAILED", "allocate memory")
+"""What CTranslate2, torch, cuBLAS, cuDNN and the system say in a RuntimeError when memory is full."""
+
+
+def no_room(error: BaseException) -> bool:
+    """Does an error, a vendor's or ours, mean that memory ran out?"""
+    if isinstance(error, MemoryError | OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+
+
+class _Silence:
+    """Warnings off while at least one thread wants it: their filters belong to the process, not to a thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._depth = 0
+
+    def begin(self) -> None:
+        with self._lock:
+            if self._depth == 0:
+                self._before = warnings.catch_warnings()
+                self._before.__enter__()
+                warnings.simplefilter("ignore")
+            self._depth += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0:
+                self._before.__exit__(None, None, None)
+
+
+_silence = _Silence()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep a vendor's warnings (old checkpoints, codecs, retired functions) out of the log: none is the caller's."""
+    _silence.begin()
+    try:
+        yield
+    finally:
+        _silence.end()
+
+
+def import_pyannote() -> None:
+    """Import pyannote.audio with its telemetry off, and without lightning's remarks on the age of checkpoints.
+
+    Raises EngineMissingError where it is not installed.
+    """
+    os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # read at its import: nothing is sent anywhere
+    with quiet():
+        try:
+            import pyannote.audio  # noqa: F401 - for what its import does
+        except ImportError:
+            raise EngineMissingError("pyannote.audio is not installed: install requirements.txt") from None
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its import had set its own level
+
+
+def packaged(package: str, file: str) -> Path:
+    """A file inside an installed package, without importing the package. Raises EngineMissingError."""
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (path := Path(folder) / file).is_file():
+            return path
+    raise EngineMissingError(
+        f"{package} is not installed: install requirements.txt, and for the embedded engines "
+        "builder/requirements-embedded.txt"
+    )

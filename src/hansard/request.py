@@ -46,10 +46,10 @@ Source = Annotated[str, StringConstraints(min_length=1)]
 Language = Annotated[
     str,
     BeforeValidator(lambda value: value.strip().lower().split("-")[0] if isinstance(value, str) else value),
-    StringConstraints(pattern=r"^[a-z]{2,3}$"),
-    WithJsonSchema({"type": "string", "pattern": r"^\s*[A-Za-z]{2,3}(-.*)?\s*$"}),
+    StringConstraints(pattern=r"^([a-z]{2,3}|multi)$"),
+    WithJsonSchema({"type": "string", "pattern": r"^\s*([A-Za-z]{2,3}|[Mm][Uu][Ll][Tt][Ii])(-.*)?\s*$"}),
 ]
-"""A code such as `en`; `EN` and `en-US` mean the same."""
+"""A code such as `en`; `EN` and `en-US` mean the same. `multi` decides anew for each stretch of speech."""
 Count = Annotated[int, Field(ge=1, le=50)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -93,8 +93,12 @@ class Request(_Strict):
     task: Literal["transcribe", "translate", "diarization", "transcription"] = Field(
         "transcribe", description="what to make of the recording"
     )
-    model: str | None = Field(None, description="transcriber; null takes DEFAULT_MODEL")
-    language: Language | None = Field(None, description="language spoken, as in `en`; null detects it")
+    model: str | None = Field(
+        None, description="transcriber (with task diarization: the diarizer); null takes DEFAULT_MODEL"
+    )
+    language: Language | None = Field(
+        None, description="language spoken, as in `en`; null detects it, `multi` anew for each chunk"
+    )
     prompt: str | None = Field(None, description="text that sets style and spelling")
     hotwords: str | None = Field(None, description="words to listen for")
     temperature: Probability | None = Field(None, description="randomness of decoding; null takes the model's own way")
@@ -137,31 +141,47 @@ class Request(_Strict):
             "num_speakers already says how many; leave out min_speakers and max_speakers": (
                 self.num_speakers is not None and counts[1:] != (None, None)
             ),
-            "num_speakers, min_speakers and max_speakers need diarization: true": (
-                counted and not self.diarization and self.task in ("transcribe", "translate")
-            ),
+            "num_speakers, min_speakers and max_speakers need diarization: true": (counted and not self.wants_speakers),
             "vad_offset is greater than vad_onset": (
                 "vad_offset" in self.model_fields_set and self.vad_offset > self.vad_onset
             ),
             "channels: separate already gives one speaker per channel; leave out diarization": (
                 self.channels == "separate" and (self.diarization or self.task == "diarization")
             ),
-            "speaker_verification needs speaker_samples": self.speaker_verification and not self.speaker_samples,
-            "speaker_verification needs diarization: true": (
-                self.speaker_verification and not self.diarization and self.task in ("transcribe", "translate")
+            "task transcription hears all channels as one; leave out channels": (
+                self.channels == "separate" and self.task == "transcription"
             ),
+            "speaker_verification needs speaker_samples": self.speaker_verification and not self.speaker_samples,
+            "speaker_verification needs diarization: true": (self.speaker_verification and not self.wants_speakers),
             "speaker_samples and speaker_threshold need speaker_verification: true": (
                 (bool(self.speaker_samples) or self.speaker_threshold is not None) and not self.speaker_verification
             ),
             "segments belong to task: transcription": self.segments is not None and self.task != "transcription",
+            "segments already say who speaks; leave out diarization": self.segments is not None and self.diarization,
+            "task diarization gives turns without text; of output_formats it takes rttm only": (
+                self.task == "diarization" and bool(set(self.output_formats) - {"rttm"})
+            ),
+            "task diarization gives turns without text; leave out align_output": (
+                self.task == "diarization" and self.align_output
+            ),
+            "the words of a translation have no times of their own; leave out align_output": (
+                self.task == "translate" and self.align_output
+            ),
             "output format rttm needs diarization: true": (
                 "rttm" in self.output_formats
-                and not self.diarization
+                and not self.wants_speakers
                 and self.channels == "mix"
-                and self.task in ("transcribe", "translate")
+                and self.segments is None
             ),
         }
         return [problem for problem, broken in rules.items() if broken]
+
+    @property
+    def wants_speakers(self) -> bool:
+        """Is a diarizer needed: asked for, or because the task is about turns that are not given?"""
+        return (
+            self.diarization or self.task == "diarization" or (self.task == "transcription" and self.segments is None)
+        )
 
     def secrets(self) -> tuple[str, ...]:
         """Values of this job that no log and no answer may hold."""

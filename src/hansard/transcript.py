@@ -6,8 +6,8 @@ channel are 1.15 GB) and handed to models as float32 in [-1, 1).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,14 @@ class Audio:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of a recording, in seconds from its start."""
+
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """A stretch of time in which one speaker talks."""
 
@@ -68,13 +76,20 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of text by one speaker; `words` is empty where the backend gives no word times."""
+    """A stretch of text by one speaker; `words` is empty where there are no word times.
+
+    `language` is set where it was decided for this segment alone. `speaker_id` is the enrolled voice that the speaker
+    was recognised as, `similarity` the cosine between the two, -1 to 1.
+    """
 
     start: float
     end: float
     text: str
     words: tuple[Word, ...] = ()
     speaker: str | None = None
+    language: str | None = None
+    speaker_id: str | None = None
+    similarity: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +107,13 @@ class Diarization:
     """What a diarizer gives: who speaks when.
 
     In `exclusive` at most one speaker talks at any time (words are assigned to these); `turns` may overlap.
+    `voices` holds the mean embedding of each speaker who spoke enough for one, shape (dimension,).
     """
 
     exclusive: tuple[Turn, ...]
     turns: tuple[Turn, ...]
     warnings: tuple[str, ...] = ()
+    voices: Mapping[str, Float32] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,29 +1,83 @@
 """One suite that judges every transcriber in the table; a backend whose engine is absent skips, saying why."""
 
+from __future__ import annotations
+
+import json
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import jiwer
 import numpy as np
 import pytest
 
+from hansard.audio.decode import decode
 from hansard.errors import CancelledError, EngineMissingError
-from hansard.request import Request
+from hansard.models import Models
+from hansard.request import Request, parse
+from hansard.settings import Settings
 from hansard.transcribers import TRANSCRIBERS, Transcriber
 from hansard.transcribers.capabilities import OPTIONS
-from hansard.transcript import Audio
+from hansard.transcript import Audio, Span
+from places import CLIPS, DATA, TINY
 
 pytestmark = pytest.mark.timeout(120)
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What a backend is judged on: a model of it, and a recording of English that this model understands."""
+
+    model: str
+    recording: Path
+    truth: Path
+
+
+SUBJECTS = {
+    "whisper": Subject(
+        "whisper-tiny-synthetic-ct2", CLIPS / "meeting_en_2voices.flac", CLIPS / "meeting_en_2voices.json"
+    ),
+    "sphinx": Subject("sphinx", DATA / "meeting.ogg", DATA / "meeting.json"),
+}
+
+
 @pytest.fixture(scope="module", params=list(TRANSCRIBERS))
-def transcriber(request: pytest.FixtureRequest) -> Iterator[Transcriber]:
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def transcriber(name: str) -> Iterator[Transcriber]:
     try:
-        backend = TRANSCRIBERS[request.param]()
+        backend = TRANSCRIBERS[name](SUBJECTS[name].model, Models(Settings(models_dir=TINY, hf_hub_offline=True)))
     except EngineMissingError as error:
         pytest.skip(str(error))
     yield backend
     backend.close()
+
+
+@pytest.fixture(scope="module")
+def speech(name: str, tmp_path_factory: pytest.TempPathFactory) -> Audio:
+    return decode(SUBJECTS[name].recording, tmp_path_factory.mktemp("speech"), ignore)
+
+
+@pytest.fixture(scope="module")
+def truth(name: str) -> list[dict[str, Any]]:
+    """Its turns: speaker, start, end, text."""
+    return list(json.loads(SUBJECTS[name].truth.read_text())["turns"])
+
+
+@pytest.fixture
+def asked() -> Request:
+    return parse({"audio": "data:,", "language": "en"})
+
+
+def plain(text: str) -> list[str]:
+    """Words in lower case without punctuation."""
+    return re.findall(r"[\w']+", text.lower())
 
 
 def ignore(_: float) -> None:
@@ -36,10 +90,10 @@ def test_capabilities_are_known_words(transcriber: Transcriber) -> None:
     assert "transcribe" in transcriber.can.tasks
 
 
-def test_says_what_was_said(transcriber: Transcriber, speech: Audio, asked: Request, meeting_truth: list) -> None:
+def test_says_what_was_said(transcriber: Transcriber, speech: Audio, asked: Request, truth: list) -> None:
     heard = transcriber.transcribe(speech, asked, ignore)
-    said = " ".join(turn["text"] for turn in meeting_truth)
-    assert jiwer.wer(said, " ".join(segment.text.lower() for segment in heard.segments)) <= 0.1
+    said = " ".join(word for turn in truth for word in plain(turn["text"]))
+    assert jiwer.wer(said, " ".join(word for segment in heard.segments for word in plain(segment.text))) <= 0.1
     assert heard.language == "en"
 
 
@@ -55,22 +109,30 @@ def test_times_are_in_order_and_inside_the_recording(transcriber: Transcriber, s
             assert word.score is None or 0 <= word.score <= 1
 
 
-def test_words_are_where_they_were_said(
-    transcriber: Transcriber, speech: Audio, asked: Request, meeting_truth: list
-) -> None:
+def test_words_are_where_they_were_said(transcriber: Transcriber, speech: Audio, asked: Request, truth: list) -> None:
+    """Four first words of five, and four last words of five, within a third of a second."""
     if not transcriber.can.word_times:
         pytest.skip("this backend gives no word times")
-    words = [word for segment in transcriber.transcribe(speech, asked, ignore).segments for word in segment.words]
-    for turn in meeting_truth:
-        first, last = turn["text"].split()[0], turn["text"].split()[-1]
-        assert any(word.text.lower() == first and abs(word.start - turn["start"]) < 0.25 for word in words)
-        assert any(word.text.lower() == last and abs(word.end - turn["end"]) < 0.35 for word in words)
+    segments = transcriber.time_words(speech, transcriber.transcribe(speech, asked, ignore).segments, ignore)
+    words = [(plain(word.text), word) for segment in segments for word in segment.words]
+    begun = ended = 0
+    for turn in truth:
+        first, *_, last = plain(turn["text"])
+        begun += any(text == [first] and abs(word.start - turn["start"]) < 0.3 for text, word in words)
+        ended += any(text == [last] and abs(word.end - turn["end"]) < 0.35 for text, word in words)
+    assert min(begun, ended) >= 0.8 * len(truth)
 
 
 def test_segments_are_made_of_their_words(transcriber: Transcriber, speech: Audio, asked: Request) -> None:
-    for segment in transcriber.transcribe(speech, asked, ignore).segments:
-        if segment.words:
-            assert segment.text.split() == [word.text for word in segment.words]
+    if not transcriber.can.word_times:
+        pytest.skip("this backend gives no word times")
+    segments = transcriber.transcribe(speech, asked, ignore).segments
+    timed = transcriber.time_words(speech, segments, ignore)
+    assert [segment.text for segment in timed] == [segment.text for segment in segments]
+    for segment in timed:
+        assert segment.text.split() == [word.text for word in segment.words]
+        assert all(segment.start - 1e-6 <= w.start <= w.end <= segment.end + 1e-6 for w in segment.words)
+        assert all(one.start <= other.start for one, other in pairwise(segment.words))
 
 
 def test_silence_gives_no_words(transcriber: Transcriber, no_speech: Audio, asked: Request) -> None:
@@ -109,3 +171,34 @@ def test_a_channel_of_a_stereo_recording_is_heard_alone(
     stereo = Audio(np.vstack([np.zeros_like(speech.samples), speech.samples]))
     assert transcriber.transcribe(stereo.channel(0), asked, ignore).segments == ()
     assert transcriber.transcribe(stereo.channel(1), asked, ignore).segments
+
+
+# Given stretches
+
+
+def test_each_given_stretch_has_its_text_in_the_order_given(
+    transcriber: Transcriber, speech: Audio, asked: Request, truth: list
+) -> None:
+    order = list(range(len(truth)))[::-1]
+    spans = [Span(max(0, truth[at]["start"] - 0.1), truth[at]["end"] + 0.1) for at in order]
+    segments = transcriber.transcribe(speech, asked, ignore, spans).segments
+    assert len(segments) == len(spans)
+    right = sum(
+        jiwer.wer(" ".join(plain(truth[at]["text"])), " ".join(plain(segment.text))) <= 0.35
+        for at, segment in zip(order, segments, strict=True)
+    )
+    assert right >= 0.75 * len(truth)
+    for span, segment in zip(spans, segments, strict=True):
+        assert span.start - 1e-6 <= segment.start <= segment.end <= span.end + 1e-6
+
+
+def test_a_stretch_of_silence_has_an_empty_text(transcriber: Transcriber, speech: Audio, asked: Request) -> None:
+    quiet = Audio(np.hstack([speech.samples, np.zeros((1, 32_000), np.int16)]))
+    end = speech.duration
+    silent, spoken = transcriber.transcribe(quiet, asked, ignore, [Span(end, end + 2), Span(0, end)]).segments
+    assert silent.text == ""
+    assert len(plain(spoken.text)) > 30
+
+
+def test_no_stretches_no_segments(transcriber: Transcriber, speech: Audio, asked: Request) -> None:
+    assert transcriber.transcribe(speech, asked, ignore, []).segments == ()

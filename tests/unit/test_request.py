@@ -275,6 +275,7 @@ RIGHT: list[tuple[str, Any]] = [
     ("task", "translate"),
     ("model", "large-v3"),
     ("language", "haw"),
+    ("language", "multi"),
     ("prompt", ""),
     ("temperature", 0),
     ("temperature", 1),
@@ -419,6 +420,36 @@ DISAGREEMENTS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         {"output_formats": ["rttm"], "task": "translate"},
         {"output_formats": ["rttm"], "task": "diarization"},
         "output format rttm needs diarization: true",
+    ),
+    (
+        {"task": "diarization", "output_formats": ["rttm", "srt"]},
+        {"task": "transcription", "output_formats": ["rttm", "srt"]},
+        "task diarization gives turns without text; of output_formats it takes rttm only",
+    ),
+    (
+        {"task": "diarization", "align_output": True},
+        {"task": "transcription", "align_output": True},
+        "task diarization gives turns without text; leave out align_output",
+    ),
+    (
+        {"task": "translate", "align_output": True},
+        {"task": "translate", "diarization": True},
+        "the words of a translation have no times of their own; leave out align_output",
+    ),
+    (
+        {"task": "transcription", "channels": "separate"},
+        {"task": "transcription", "channels": "mix"},
+        "task transcription hears all channels as one; leave out channels",
+    ),
+    (
+        {"task": "transcription", "segments": TURNS, "diarization": True},
+        {"task": "transcription", "diarization": True, "num_speakers": 2},
+        "segments already say who speaks; leave out diarization",
+    ),
+    (
+        {"task": "transcription", "segments": TURNS, "num_speakers": 2},
+        {"task": "transcription", "num_speakers": 2},
+        "num_speakers, min_speakers and max_speakers need diarization: true",
     ),
 ]
 

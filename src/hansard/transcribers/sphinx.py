@@ -18,18 +18,20 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, ClassVar
 
 import numpy as np
 
-from hansard.audio.speech import Span, find_speech
+from hansard.audio.speech import LONGEST_SPAN_S, cut, find_speech
+from hansard.audio.voice_activity import Silero
 from hansard.errors import CrashedError, EngineMissingError
+from hansard.models import Models
 from hansard.request import Request
 from hansard.transcribers.capabilities import Can
-from hansard.transcript import SAMPLE_RATE, Audio, Report, Segment, Transcription, Word
+from hansard.transcript import SAMPLE_RATE, Audio, Report, Segment, Span, Transcription, Word
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +49,9 @@ class Sphinx:
         always={"temperature": 0},
         word_times=True,
     )
+    models: ClassVar[Mapping[str, tuple[str, ...]]] = {"sphinx": ()}
 
-    def __init__(self) -> None:
+    def __init__(self, model: str, models: Models) -> None:
         if importlib.util.find_spec("pocketsphinx") is None:
             raise EngineMissingError("model sphinx needs pocketsphinx: install builder/requirements-embedded.txt")
         self._processes = min(len(os.sched_getaffinity(0)), MAX_PROCESSES)
@@ -60,21 +63,35 @@ class Sphinx:
         pool.submit(os.getpid).result()  # existing means ready
         return pool
 
-    def transcribe(self, audio: Audio, request: Request, report: Report) -> Transcription:
-        """English words of one channel; the language is not detected, since only one is known."""
-        spans = find_speech(audio, request.vad_onset, request.vad_offset, lambda part: report(part * FIND_SPEECH_SHARE))
-        segments = []
+    def transcribe(
+        self, audio: Audio, request: Request, report: Report, spans: Sequence[Span] | None = None
+    ) -> Transcription:
+        """English words of one channel; the language is not detected, since only one is known.
+
+        A given span of more than 20 s is decoded in parts and comes back as one segment.
+        """
+        parts = _parts(audio, request, lambda part: report(part * FIND_SPEECH_SHARE), spans)
+        pieces = [piece for part in parts for piece in part]
+        decoded: list[Segment] = []
         try:
             at_once = min(request.batch_size or self._processes, self._processes)
-            for done, segment in enumerate(self._decode_all(audio, spans, at_once), start=1):
-                segments.append(segment)
-                report(FIND_SPEECH_SHARE + (1 - FIND_SPEECH_SHARE) * done / len(spans))
+            for done, segment in enumerate(self._decode_all(audio, pieces, at_once), start=1):
+                decoded.append(segment)
+                report(FIND_SPEECH_SHARE + (1 - FIND_SPEECH_SHARE) * done / len(pieces))
         except BrokenProcessPool:
             self._pool = self._start()
             raise CrashedError("a process of the speech recogniser died; send the job again") from None
-        spoken = tuple(segment for segment in segments if segment.words)
+        if spans is None:
+            segments = [segment for segment in decoded if segment.words]
+        else:
+            rest = iter(decoded)
+            segments = [_joined(span, [next(rest) for _ in part]) for span, part in zip(spans, parts, strict=True)]
         warnings = () if request.language else ("the language was not detected: model sphinx knows English only",)
-        return Transcription(segments=spoken, language="en", warnings=warnings)
+        return Transcription(segments=tuple(segments), language="en", warnings=warnings)
+
+    def time_words(self, audio: Audio, segments: Sequence[Segment], report: Report) -> tuple[Segment, ...]:
+        """The segments as they are: `transcribe` has timed their words already."""
+        return tuple(segments)
 
     def _decode_all(self, audio: Audio, spans: list[Span], at_once: int) -> Iterator[Segment]:
         """Each span's segment, in order; `at_once` spans of sound are with the processes at a time."""
@@ -116,6 +133,23 @@ def _segment(span: Span, found: Found) -> Segment:
     if not words:
         return Segment(span.start, span.end, "")
     return Segment(words[0].start, words[-1].end, " ".join(word.text for word in words), words)
+
+
+def _parts(audio: Audio, request: Request, report: Report, spans: Sequence[Span] | None) -> list[list[Span]]:
+    """What is to be decoded: stretches of speech, or each given span within the recording, cut where it is too long."""
+    if spans is None:
+        return [[span] for span in find_speech(audio, request.vad_onset, request.vad_offset, report)]
+    inside = [Span(max(0.0, span.start), min(span.end, audio.duration)) for span in spans]
+    if all(span.end - span.start <= LONGEST_SPAN_S for span in inside):
+        return [[span] if span.end > span.start else [] for span in inside]
+    activity = Silero()(audio, report)
+    return [cut(audio, activity, span, LONGEST_SPAN_S) if span.end > span.start else [] for span in inside]
+
+
+def _joined(span: Span, pieces: Sequence[Segment]) -> Segment:
+    """One segment of a given span: what was heard in all its pieces."""
+    words = tuple(word for piece in pieces for word in piece.words)
+    return Segment(span.start, span.end, " ".join(word.text for word in words), words)
 
 
 _decoder: Any = None  # one per decoding process

@@ -1,0 +1,106 @@
+"""The guard: pure rules that tell a sound transcript of a chunk from one that a model made up.
+
+Batched decoders have none: faster-whisper and whisperX take the three thresholds and ignore them when they batch.
+Compression ratio, log-probability and no-speech are those of the Whisper paper (Radford et al. 2022, section 4.5).
+Loops and density are ours; what they do not catch is fluent invention in speech, which only its low probability tells.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from hansard.settings import Settings
+
+DENSEST = 30.0  # letters a second; fast English is about 20, with timing errors 25
+DENSE_FROM = 30.0  # letters; below, a second of speech more or less decides too much
+WIDE = 3.0  # letters that one character of Chinese, Japanese or Korean counts for
+LEAST_WORDS = 8  # that a loop makes, so that "no, no, no, no" is none
+LEAST_LETTERS = 30
+LONGEST_LOOP = 30  # words or letters of what is repeated
+LEAST_GAP_S = 1.5  # of speech without words, to be a fault; the model's times are half a second wrong at worst
+_WIDE = re.compile(r"[\u1100-\u11ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+_LETTER = re.compile(r"\w")
+
+
+class Fault(Enum):
+    """What is wrong with a transcript, as an answer's warning tells it."""
+
+    SILENCE = "nothing is said"
+    REPETITION = "the model repeated itself"
+    DENSITY = "more words than can be said in the time"
+    DOUBT = "the model was unsure of the words"
+    GAP = "somebody speaks and no words were recognised"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The thresholds of the guard: probability of silence, mean log-probability of a token, bytes over packed bytes."""
+
+    no_speech: float
+    logprob: float
+    compression: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        return cls(settings.no_speech_threshold, settings.logprob_threshold, settings.compression_ratio_threshold)
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A transcript to judge: text, how sure the model was, the sound's length and the speech in it, both in seconds."""
+
+    text: str
+    logprob: float
+    no_speech: float
+    seconds: float
+    speech: float
+
+
+def fault(heard: Heard, limits: Limits) -> Fault | None:
+    """What is wrong with a transcript, the worst first; None: it stands."""
+    text = heard.text.strip()
+    if heard.no_speech > limits.no_speech and (not text or heard.logprob < limits.logprob):
+        return Fault.SILENCE
+    if not text:
+        return Fault.GAP if heard.speech >= LEAST_GAP_S else Fault.SILENCE
+    if compression_ratio(text) > limits.compression or loops(text):
+        return Fault.REPETITION
+    if letters(text) > max(DENSE_FROM, DENSEST * heard.seconds):
+        return Fault.DENSITY
+    return Fault.DOUBT if heard.logprob < limits.logprob else None
+
+
+def compression_ratio(text: str) -> float:
+    """Bytes of a text over its bytes when packed: about 1.5 in speech, above 2.4 where it repeats itself."""
+    raw = text.encode()
+    return len(raw) / len(zlib.compress(raw))
+
+
+def loops(text: str) -> bool:
+    """Does a text say the same words, or write the same letters or dots, over and over without a break?"""
+    words = re.findall(r"\w+", text.lower())
+    return _repeats(words, LEAST_WORDS) or _repeats(list("".join(text.lower().split())), LEAST_LETTERS)
+
+
+def _repeats(units: Sequence[str], least: int) -> bool:
+    """Is some run of units said four times in a row (three, if it is long), `least` units or more in all?"""
+    _, codes = np.unique(np.asarray(units, dtype=str), return_inverse=True)
+    for length in range(1, min(len(codes) // 3, LONGEST_LOOP) + 1):
+        times = 4 if 2 * length < least else 3
+        same = np.flatnonzero(np.append(codes[length:] != codes[:-length], True))
+        longest = int(np.diff(same, prepend=-1).max()) - 1 + length
+        if longest >= max(least, times * length):
+            return True
+    return False
+
+
+def letters(text: str) -> float:
+    """How many letters and digits a text has; a Chinese, Japanese or Korean character counts as several."""
+    wide = len(_WIDE.findall(text))
+    return len(_LETTER.findall(text)) - wide + WIDE * wide

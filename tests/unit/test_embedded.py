@@ -1,6 +1,8 @@
 """The embedded diarizer's own parts, against the originals they stand for."""
 
 import importlib.util
+import itertools
+import json
 import warnings
 from pathlib import Path
 
@@ -8,6 +10,10 @@ import numpy as np
 import pytest
 
 from hansard.audio.decode import decode
+from hansard.models import Models
+from hansard.settings import Settings
+from hansard.transcript import SAMPLE_RATE, Audio
+from places import SHARED
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -19,6 +25,13 @@ def parts():
         warnings.simplefilter("ignore")
         from hansard.diarizers import embedded_pipeline
     return embedded_pipeline
+
+
+@pytest.fixture(scope="module")
+def diarizer(parts):
+    from hansard.diarizers.embedded import Embedded
+
+    return Embedded("embedded", Models(Settings(device="cpu")))
 
 
 def test_voices_are_resemblyzers_own(parts, meeting: Path, tmp_path: Path) -> None:
@@ -44,13 +57,11 @@ def test_voices_are_resemblyzers_own(parts, meeting: Path, tmp_path: Path) -> No
 
 
 def test_voices_do_not_depend_on_the_blocks_they_are_made_in(
-    parts, meeting: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parts, diarizer, meeting: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
-    from hansard.diarizers.embedded import Embedded
-
-    pipeline = Embedded()._pipeline
+    pipeline = diarizer._pipeline
     sound = torch.from_numpy(decode(meeting, tmp_path, lambda _: None).mono())
     whole = np.concatenate(list(pipeline._voices(sound, None)))
     monkeypatch.setattr(parts, "BLOCK_WINDOWS", 7)
@@ -85,19 +96,38 @@ def test_overlap_is_left_out_where_enough_is_left(parts) -> None:
 def test_clustering_sees_a_bounded_sample(parts, monkeypatch: pytest.MonkeyPatch) -> None:
     from pyannote.core import SlidingWindow, SlidingWindowFeature
 
-    monkeypatch.setattr(parts, "MAX_CLUSTERED", 50)
+    from hansard.diarizers import bounded_pipeline
+
+    monkeypatch.setattr(bounded_pipeline, "MAX_CLUSTERED", 50)
     masks = SlidingWindowFeature(np.ones((400, 10, 1)), SlidingWindow(start=0, duration=5, step=0.5))
-    clustering = parts.ThinnedClustering(metric="cosine")
+    clustering = bounded_pipeline.BoundedAgglomerative("cosine")
     voices, chunks, speakers = clustering.filter_embeddings(np.ones((400, 1, 256)), segmentations=masks)
     assert len(voices) == len(chunks) == len(speakers) == 50
     assert chunks[-1] > 380
 
 
-def test_nothing_is_told_to_anybody(parts) -> None:
+def test_nothing_is_told_to_anybody(diarizer) -> None:
     """pyannote.audio counts its users unless it is told not to before it is imported."""
     from pyannote.audio.telemetry.metrics import is_metrics_enabled
 
-    from hansard.diarizers.embedded import Embedded
-
-    Embedded()
     assert not is_metrics_enabled()
+
+
+def test_one_person_is_known_again(diarizer, tmp_path: Path) -> None:
+    """The threshold `same_voice` on real clips of one person each: first half against second half."""
+    folder = SHARED / "audio"
+    if not folder.is_dir():
+        pytest.skip("the shared recordings are not here")
+    clips = [clip for clip in json.loads((folder / "manifest.json").read_text())["clips"] if clip["num_speakers"] == 1]
+    halves = []
+    for clip in clips:
+        samples = decode(folder / clip["file"], tmp_path, lambda _: None).samples
+        if samples.shape[1] > 5 * SAMPLE_RATE:
+            voices = [diarizer.embed(Audio(half)) for half in np.array_split(samples, 2, axis=1)]
+            if all(voice is not None for voice in voices):
+                halves.append(voices)
+    assert len(halves) >= 8
+    same = [first @ second for first, second in halves]
+    different = [one @ other for left, right in itertools.combinations(halves, 2) for one in left for other in right]
+    assert np.mean(np.array(same) >= diarizer.same_voice) == 1
+    assert np.mean(np.array(different) >= diarizer.same_voice) <= 0.02

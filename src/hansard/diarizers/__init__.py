@@ -5,26 +5,38 @@ A backend is a class: importing it is free, constructing it loads its models, `c
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import ClassVar, Protocol
 
 from hansard.diarizers.embedded import Embedded
+from hansard.diarizers.pyannote import Pyannote
+from hansard.models import Models
 from hansard.request import Request
-from hansard.transcript import Audio, Diarization, Report
+from hansard.transcript import Audio, Diarization, Float32, Report
 
 
 class Diarizer(Protocol):
     """Tells the speakers of one channel of sound apart.
 
-    Raises EngineMissingError when constructed without its packages or weights.
+    `models` holds each model it knows by name, with the hub repositories it needs; none: the weights ride in a
+    package. `same_voice` is the cosine of two embeddings from which they are taken for one person, as measured.
+    Raises EngineMissingError when constructed without its packages, ModelError without its weights.
     """
 
-    def __init__(self) -> None: ...
+    models: ClassVar[Mapping[str, tuple[str, ...]]]
+    same_voice: ClassVar[float]
+
+    def __init__(self, model: str, models: Models) -> None: ...
 
     def diarize(self, audio: Audio, request: Request, report: Report) -> Diarization:
         """Turns in order of time, speakers named SPEAKER_00 and on in order of appearance; silence gives none."""
         ...
 
+    def embed(self, audio: Audio) -> Float32 | None:
+        """The voice of a recording of one person, shape (dimension,); None where too little is said in it."""
+        ...
+
     def close(self) -> None: ...
 
 
-DIARIZERS: dict[str, type[Diarizer]] = {"embedded": Embedded}
+DIARIZERS: dict[str, type[Diarizer]] = {"pyannote": Pyannote, "embedded": Embedded}

@@ -1,8 +1,7 @@
 """What `embedded` builds on pyannote.audio; importing this loads torch, so only that class does it.
 
-Two parts differ from the stock pipeline. Voices are embedded once for the whole recording, over a sliding window,
-and pooled per speaker and chunk (the stock pipeline embeds every second of sound ten times over). Clustering sees
-at most MAX_CLUSTERED voices, since its memory grows with their square.
+Voices are embedded once for the whole recording, over a sliding window, and pooled per speaker and chunk (the stock
+pipeline embeds every second of sound ten times over).
 """
 
 from __future__ import annotations
@@ -12,14 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torchaudio
 from pyannote.audio import Model
-from pyannote.audio.core.plda import PLDA
-from pyannote.audio.pipelines import SpeakerDiarization
-from pyannote.audio.pipelines.clustering import AgglomerativeClustering
 
+from hansard.diarizers.bounded_pipeline import LEAST_SPEECH, Array, BoundedPipeline
 from hansard.transcript import SAMPLE_RATE
 
 # Resemblyzer's own figures (resemblyzer/hparams.py): 25 ms windows every 10 ms, 40 mel bands, 1.6 s a voice window.
@@ -38,12 +34,11 @@ PARAMETERS = {
     "segmentation": {"threshold": 0.5, "min_duration_off": 0.0},
     "clustering": {"method": "centroid", "threshold": 0.5, "min_cluster_size": 12},
 }
-MAX_CLUSTERED = 8_000
 LOUDNESS = 1e-3  # mean power, -30 dBFS, at which the encoder was trained
 BLOCK_WINDOWS = 256
+CHUNK_FRAMES = 5 * FRAMES_PER_SECOND  # what the segmentation model hears at once
 BATCH = 32
 
-Array = npt.NDArray[np.float32]
 Hook = Callable[..., None]
 
 
@@ -73,33 +68,16 @@ class VoiceEncoder(Model):  # type: ignore[misc]
         return torch.nn.functional.normalize(torch.relu(self.linear(hidden[-1])), dim=1)
 
 
-class ThinnedClustering(AgglomerativeClustering):  # type: ignore[misc]
-    """Agglomerative clustering of an even sample of the voices; the rest join the nearest cluster."""
-
-    def filter_embeddings(self, *args: Any, **options: Any) -> tuple[Array, Array, Array]:
-        embeddings, chunks, speakers = super().filter_embeddings(*args, **options)
-        stride = max(1, -(-len(embeddings) // MAX_CLUSTERED))
-        return embeddings[::stride], chunks[::stride], speakers[::stride]
-
-
-class _NoPlda(PLDA):  # type: ignore[misc]
-    """Stands where the pipeline insists on a PLDA, which agglomerative clustering never asks."""
-
-    def __init__(self) -> None: ...
-
-
-class EmbeddedPipeline(SpeakerDiarization):  # type: ignore[misc]
+class EmbeddedPipeline(BoundedPipeline):
     """pyannote's diarization pipeline with local weights: segmentation of whisperx, voices of resemblyzer."""
 
     def __init__(self, segmentation: Path, encoder: Path) -> None:
         super().__init__(
             segmentation=Model.from_pretrained(segmentation),
             embedding=VoiceEncoder(encoder),
-            plda=_NoPlda(),
-            clustering="AgglomerativeClustering",
+            plda=None,
             segmentation_batch_size=BATCH,
         )
-        self.clustering = ThinnedClustering(metric="cosine")
         self.instantiate(PARAMETERS)
 
     def get_embeddings(
@@ -116,6 +94,16 @@ class EmbeddedPipeline(SpeakerDiarization):  # type: ignore[misc]
             first = round(binary_segmentations.sliding_window[chunk].start * FRAMES_PER_SECOND)
             found[chunk] = pool(voices, _talking_alone(mask), first)
         return found
+
+    def voice(self, file: dict[str, Any]) -> Array | None:
+        """The mean voice of a recording of one person, shape (256,), of unit length; None where too little is said."""
+        speech, step = self.speech(file)
+        if speech.sum() * step < LEAST_SPEECH:
+            return None
+        voices = np.concatenate([*self._voices(file["waveform"][0], None)])
+        length = round(len(speech) * step * FRAMES_PER_SECOND)
+        voice: Array = pool(voices, speech[:, None].astype(np.float32), 0, length)[0]
+        return voice
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def _voices(self, waveform: torch.Tensor, hook: Hook | None) -> Iterator[Array]:
@@ -146,13 +134,12 @@ def _talking_alone(mask: Array) -> Array:
     return chosen
 
 
-def pool(voices: Array, mask: Array, first: int) -> Array:
+def pool(voices: Array, mask: Array, first: int, length: int = CHUNK_FRAMES) -> Array:
     """The mean voice of each speaker of a chunk, shape (speakers, 256), of unit length or NaN.
 
-    `mask` is (frames, speakers) at the segmentation's own rate for the chunk of 5 s that begins at frame `first`;
-    every window of `voices` counts by the share of it that lies in the speaker's speech, to the power PURITY.
+    `mask` is (frames, speakers) at the segmentation's own rate for the chunk of `length` frames that begins at frame
+    `first`; every window of `voices` counts by the share of it that lies in the speaker's speech, to the power PURITY.
     """
-    length = 5 * FRAMES_PER_SECOND
     at = np.minimum(np.arange(length) * len(mask) // length, len(mask) - 1)
     spoken = np.concatenate([np.zeros((1, mask.shape[1])), np.cumsum(mask[at], axis=0)])
     begin = max(0, -(-(first - VOICE_FRAMES) // VOICE_STEP))

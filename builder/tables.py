@@ -82,6 +82,8 @@ def _kind(field: dict[str, Any]) -> str:
 
 
 def _shown(default: object) -> str:
+    if default is None:
+        return "unset"
     if isinstance(default, tuple):
         return ":".join(map(str, default))
     return str(default).lower() if isinstance(default, bool) else str(default)

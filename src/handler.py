@@ -17,7 +17,7 @@ from hansard import envelope, progress, render
 from hansard.engine.host import EngineHost
 from hansard.errors import HansardError
 from hansard.joblog import JobLog, Tail
-from hansard.pipeline import check, check_settings
+from hansard.plan import check, check_settings
 from hansard.request import json_schema, parse
 from hansard.settings import Settings, load
 
@@ -64,14 +64,14 @@ class Worker:
     async def _answer(self, job_id: str, payload: object, send: progress.Send, tail: Tail) -> dict[str, Any]:
         request = parse(payload)
         tail.secrets = request.secrets()
-        plan = check(request, self._settings)
-        log.info("started: model %s, diarizer %s", plan.transcriber, plan.diarizer or "none")
+        plan = await asyncio.to_thread(check, request, self._settings)  # it may ask the model hub
+        log.info("started: model %s, diarizer %s", plan.model, plan.diarizer.model if plan.diarizer else "none")
         overall = progress.Overall(plan.stages)
         async with progress.Channel(send) as channel:
             transcript = await self._engine.transcribe(
                 job_id, request, plan, lambda stage, done: channel.offer(overall.update(stage, done))
             )
-        result = render.to_result(transcript, words=request.align_output)
+        result = render.to_result(transcript, words=request.align_output, task=request.task)
         result |= {name: render.FORMATS[name](transcript) for name in request.output_formats}
         log.info("finished: %.1f s of sound, %d segments", transcript.duration, len(transcript.segments))
         if request.debug:

@@ -15,6 +15,9 @@ from hansard.errors import ResultTooLargeError
 
 Result = dict[str, Any]
 
+LISTS = ("segments", "transcriptions")
+"""Where an answer holds what was said; each answer has one of them."""
+
 
 def encoded(result: Result) -> bytes:
     """The answer as the platform's client will send it. Raises ValueError for NaN, TypeError for anything not JSON."""
@@ -25,7 +28,8 @@ def fit(result: Result, limit: int) -> Result:
     """The answer in at most `limit` bytes of JSON.
 
     Over the limit, first words are left out, then the segments are packed into `segments_gz` (base64 of gzip of the
-    JSON list, with `segments_count` beside it). Raises ResultTooLargeError when that is not enough.
+    JSON list, with `segments_count` beside it); transcriptions likewise, under their name. Raises ResultTooLargeError
+    when that is not enough.
     """
     for shrink in (_as_it_is, _without_words, _packed):
         result = shrink(result, limit)
@@ -40,10 +44,16 @@ def fit(result: Result, limit: int) -> Result:
 
 def unpack(result: Result) -> Result:
     """An answer as it was before its segments were packed."""
-    if "segments_gz" not in result:
-        return result
-    rest = {key: value for key, value in result.items() if key not in ("segments_gz", "segments_count")}
-    return {"segments": json.loads(gzip.decompress(base64.b64decode(result["segments_gz"]))), **rest}
+    for name in LISTS:
+        packed = result.get(f"{name}_gz")
+        if packed is not None:
+            rest = {key: value for key, value in result.items() if key not in (f"{name}_gz", f"{name}_count")}
+            return {name: json.loads(gzip.decompress(base64.b64decode(packed))), **rest}
+    return result
+
+
+def _name(result: Result) -> str:
+    return next(name for name in LISTS if name in result)
 
 
 def _as_it_is(result: Result, limit: int) -> Result:
@@ -51,18 +61,20 @@ def _as_it_is(result: Result, limit: int) -> Result:
 
 
 def _without_words(result: Result, limit: int) -> Result:
-    if not any("words" in segment for segment in result["segments"]):
+    name = _name(result)
+    if not any("words" in segment for segment in result[name]):
         return result
-    bare = [{key: value for key, value in segment.items() if key != "words"} for segment in result["segments"]]
-    return _warned({**result, "segments": bare}, f"words were left out to fit the answer into {_mb(limit)}")
+    bare = [{key: value for key, value in segment.items() if key != "words"} for segment in result[name]]
+    return _warned({**result, name: bare}, f"words were left out to fit the answer into {_mb(limit)}")
 
 
 def _packed(result: Result, limit: int) -> Result:
-    segments = json.dumps(result["segments"], ensure_ascii=False, allow_nan=False).encode()
-    rest = {key: value for key, value in result.items() if key != "segments"}
-    rest["segments_gz"] = base64.b64encode(gzip.compress(segments)).decode()
-    rest["segments_count"] = len(result["segments"])
-    return _warned(rest, f"segments were packed into segments_gz (gzip, base64) to fit the answer into {_mb(limit)}")
+    name = _name(result)
+    segments = json.dumps(result[name], ensure_ascii=False, allow_nan=False).encode()
+    rest = {key: value for key, value in result.items() if key != name}
+    rest[f"{name}_gz"] = base64.b64encode(gzip.compress(segments)).decode()
+    rest[f"{name}_count"] = len(result[name])
+    return _warned(rest, f"{name} were packed into {name}_gz (gzip, base64) to fit the answer into {_mb(limit)}")
 
 
 def _warned(result: Result, warning: str) -> Result:

@@ -51,7 +51,7 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        for secret in [secret for tail in self._log.tails for secret in tail.secrets]:
+        for secret in [*self._log.secrets, *(secret for tail in self._log.tails for secret in tail.secrets)]:
             text = text.replace(secret, "***")
         for pattern, instead in _PATTERNS:
             text = pattern.sub(instead, text)
@@ -79,6 +79,7 @@ class JobLog:
 
     def __init__(self, settings: Settings, *, echo: bool = True) -> None:
         self.tails: tuple[Tail, ...] = ()  # replaced, never changed: other threads read it
+        self.secrets = settings.secrets()
         self._lines = settings.log_tail_lines
         self._handlers: list[logging.Handler] = [
             _TailHandler(self),

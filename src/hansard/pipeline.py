@@ -1,140 +1,61 @@
 """The way of the data. Read this first.
 
-    job ─▶ Request ─▶ check ─▶ fetch ─▶ decode ─┬▶ diarize ───┬▶ assign ─▶ Transcript ─▶ render ─▶ JSON
-                      plan     file     Audio   └▶ transcribe ┘
+    job ─▶ Request ─▶ check ─▶ fetch ─▶ decode ─┬▶ diarize ─────────────┬▶ assign ─▶ identify ─▶ Transcript ─▶ JSON
+                      plan     file     Audio   └▶ transcribe ─▶ align ─┘
 
-`check` runs at the door, before a byte is downloaded or a model is loaded. `run` runs in the engine process: it hands
-plain data forward, and nothing calls back but `report(stage, fraction)`.
+`plan.check` runs at the door, before a byte is downloaded or a model is loaded. `run` runs in the engine process: it
+hands plain data forward, and nothing calls back but `report(stage, fraction)`.
 """
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
+from hansard.aligners import ALIGNERS, Aligner
 from hansard.audio.decode import decode
-from hansard.diarizers import DIARIZERS
-from hansard.errors import CancelledError, RequestError, SettingsError, UnsupportedError
+from hansard.diarizers import DIARIZERS, Diarizer
+from hansard.models import Models
+from hansard.plan import ALIGNER, Plan
 from hansard.request import Request
 from hansard.settings import Settings
 from hansard.shelf import Shelf
 from hansard.speakers.assign import assign
-from hansard.transcribers import TRANSCRIBERS
-from hansard.transcribers.capabilities import OPTIONS, Can
-from hansard.transcript import Audio, Report, Segment, Transcript, Transcription, Turn
+from hansard.speakers.enrol import enrol
+from hansard.speakers.identify import Enrolments, Match, identify, name_segments
+from hansard.stages import StageReport, Stages
+from hansard.transcribers import TRANSCRIBERS, Transcriber
+from hansard.transcript import Audio, Diarization, Report, Segment, Span, Transcript, Transcription, Turn
+from hansard.words import time_words
 
-STAGES = {"fetch": 5, "decode": 5, "transcribe": 55, "diarize": 30, "assign": 5}
-"""The stages in order, each with its share of the progress in percent: a rough guess, engines and machines differ."""
-
-StageReport = Callable[[str, float], None]
-"""`report(stage, fraction)`; raises CancelledError when the job should stop."""
+LONGEST_TURN_S = 30.0  # to which neighbouring turns of one speaker are joined before they are transcribed
+SHORTEST_PAUSE_S = 1.0  # between turns of one speaker that are not joined
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Which backends a job will use: names of the tables. No diarizer: speakers were not asked for."""
-
-    transcriber: str
-    diarizer: str | None
-
-    @property
-    def stages(self) -> dict[str, int]:
-        """The part of STAGES that this job goes through."""
-        return {stage: share for stage, share in STAGES.items() if self.diarizer or stage not in ("diarize", "assign")}
-
-
-@dataclass(frozen=True, slots=True)
 class Job:
-    """One job as the engine gets it: the recording is a local file, `folder` is the job's own and goes away."""
+    """One job as the engine gets it: recordings are local files, `folder` is the job's own and goes away."""
 
     id: str
     request: Request
     plan: Plan
     audio: Path
     folder: Path
-    max_hours: float
+    samples: tuple[tuple[str, Path], ...] = ()
 
 
-def check(request: Request, settings: Settings) -> Plan:
-    """Choose the backends and refuse what they cannot do.
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """What an engine process keeps from job to job."""
 
-    Raises RequestError for an unknown model, UnsupportedError naming every option that cannot be honoured.
-    """
-    name = request.model or settings.default_model
-    if name not in TRANSCRIBERS:
-        raise RequestError(f"model {name[:60]!r} is not known; known models: {', '.join(TRANSCRIBERS)}")
-    problems = _cannot(name, TRANSCRIBERS[name].can, request)
-    if request.speaker_verification:
-        problems.append(
-            f"diarizer {settings.diarization_model} does not verify speakers; leave out speaker_verification"
-        )
-    if problems:
-        raise UnsupportedError("; ".join(problems))
-    return Plan(transcriber=name, diarizer=settings.diarization_model if request.diarization else None)
-
-
-def check_settings(settings: Settings) -> None:
-    """Refuse defaults that no job could use. Raises SettingsError."""
-    problems = []
-    if settings.default_model not in TRANSCRIBERS:
-        problems.append(f"DEFAULT_MODEL is {settings.default_model!r}; it must be one of: {', '.join(TRANSCRIBERS)}")
-    if settings.diarization_model not in DIARIZERS:
-        name = settings.diarization_model
-        problems.append(f"DIARIZATION_MODEL is {name!r}; it must be one of: {', '.join(DIARIZERS)}")
-    if problems:
-        raise SettingsError("; ".join(problems))
-
-
-def _cannot(name: str, can: Can, request: Request) -> list[str]:
-    """What this transcriber cannot do of what the request asks; values equal to the default ask for nothing."""
-    problems = []
-    if request.task not in can.tasks:
-        problems.append(f"model {name} does not offer task {request.task}; it offers: {', '.join(sorted(can.tasks))}")
-    if request.language and can.languages is not None and request.language not in can.languages:
-        known = ", ".join(sorted(can.languages))
-        problems.append(f"model {name} does not know language {request.language}; it knows: {known}")
-    if request.align_output and not can.word_times:
-        problems.append(f"model {name} gives no word times; leave out align_output")
-    for option in sorted(OPTIONS - can.options):
-        if getattr(request, option) not in (Request.model_fields[option].default, can.always.get(option)):
-            problems.append(f"model {name} does not take {option}")
-    return problems
-
-
-def run(job: Job, shelf: Shelf, report: StageReport) -> Transcript:
-    """A recording on disk to who said what.
-
-    Raises AudioError for a recording that cannot be used, EngineError when a backend fails, CancelledError when
-    `report` does.
-    """
-    stages = _Stages(report)
-    separate = job.request.channels == "separate"
-    audio = stages.run("decode", lambda r: decode(job.audio, job.folder, r, separate=separate, max_hours=job.max_hours))
-    if separate:
-        heard = _hear_channels(job, shelf, audio, stages)
-    elif job.plan.diarizer:
-        heard = _hear_speakers(job, job.plan.diarizer, shelf, audio, stages)
-    else:
-        text = stages.run("transcribe", lambda report: _transcribe(job, shelf, audio, report))
-        heard = _Heard(text, text.segments)
-    return Transcript(
-        segments=heard.segments,
-        turns=heard.turns,
-        language=heard.text.language,
-        language_probability=heard.text.language_probability,
-        duration=audio.duration,
-        model=job.plan.transcriber,
-        timings=stages.timings,
-        warnings=tuple(dict.fromkeys((*audio.warnings, *heard.text.warnings, *heard.warnings))),
-    )
+    settings: Settings
+    shelf: Shelf = field(default_factory=Shelf)
+    enrolments: Enrolments = field(default_factory=Enrolments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,81 +68,160 @@ class _Heard:
     warnings: tuple[str, ...] = ()
 
 
-def _transcribe(job: Job, shelf: Shelf, audio: Audio, report: Report) -> Transcription:
-    """The text of one channel; the model is taken from the shelf here, so that models load side by side."""
-    return shelf.get(TRANSCRIBERS[job.plan.transcriber]).transcribe(audio, job.request, report)
+def run(job: Job, stock: Stock, report: StageReport) -> Transcript:
+    """A recording on disk to who said what.
+
+    Raises AudioError for a recording or a sample that cannot be used, EngineError when a backend fails, ModelError
+    when weights cannot be had, CancelledError when `report` does.
+    """
+    stock.shelf.begin()
+    stages = Stages(report)
+    separate = job.request.channels == "separate"
+    hours = stock.settings.max_audio_hours
+    audio = stages.run("decode", lambda r: decode(job.audio, job.folder, r, separate=separate, max_hours=hours))
+    ear = _Ear(job, stock, report)
+    if job.request.task == "diarization":
+        heard = _hear_turns(ear, audio, stages)
+    elif job.request.task == "transcription":
+        heard = _hear_text_of_turns(ear, audio, stages)
+    elif separate:
+        heard = _hear_channels(ear, audio, stages)
+    elif job.plan.diarizer:
+        heard = _hear_speakers(ear, audio, stages)
+    else:
+        text = _hear_text(ear, audio, stages)
+        heard = _Heard(text, text.segments)
+    return Transcript(
+        segments=heard.segments,
+        turns=heard.turns,
+        language=heard.text.language,
+        language_probability=heard.text.language_probability,
+        duration=audio.duration,
+        model=job.plan.model,
+        timings=stages.timings,
+        warnings=tuple(dict.fromkeys((*job.plan.warnings, *audio.warnings, *heard.text.warnings, *heard.warnings))),
+    )
 
 
-def _hear_speakers(job: Job, name: str, shelf: Shelf, audio: Audio, stages: _Stages) -> _Heard:
+class _Ear:
+    """The plan's backends, each taken from the shelf when it is needed, so that they load side by side."""
+
+    def __init__(self, job: Job, stock: Stock, report: StageReport) -> None:
+        self.job = job
+        self._stock = stock
+        token = job.request.huggingface_access_token
+        self._models = Models(stock.settings, token, lambda fraction: report("download", fraction))
+
+    def transcribe(self, audio: Audio, report: Report, spans: Sequence[Span] | None = None) -> Transcription:
+        return self._transcriber().transcribe(audio, self.job.request, report, spans)
+
+    def align(self, audio: Audio, text: Transcription, report: Report) -> Transcription:
+        return time_words(audio, text, self._aligner, self._transcriber().time_words, report)
+
+    def diarize(self, audio: Audio, report: Report) -> tuple[Diarization, Mapping[str, Match]]:
+        """The turns, and the names of the speakers whose voices are known; bad samples fail before the long work."""
+        chosen = self.job.plan.diarizer
+        assert chosen is not None
+        diarizer: Diarizer = self._stock.shelf.get(DIARIZERS[chosen.backend], chosen.model, self._models)
+        samples = enrol(self.job.samples, diarizer, chosen.model, self._stock.enrolments, report)
+        speech = diarizer.diarize(audio, self.job.request, report)
+        threshold = self.job.request.speaker_threshold
+        return speech, identify(speech.voices, samples, diarizer.same_voice if threshold is None else threshold)
+
+    def _transcriber(self) -> Transcriber:
+        chosen = self.job.plan.transcriber
+        assert chosen is not None
+        return self._stock.shelf.get(TRANSCRIBERS[chosen.backend], chosen.model, self._models)
+
+    def _aligner(self, language: str) -> Aligner:
+        return self._stock.shelf.get(ALIGNERS[ALIGNER], language, self._models)
+
+
+def _hear_text(ear: _Ear, audio: Audio, stages: Stages, spans: Sequence[Span] | None = None) -> Transcription:
+    """The text, of the spans if there are any, with the times of its words where the plan asks for them."""
+    text = stages.run("transcribe", lambda report: ear.transcribe(audio, report, spans))
+    return stages.run("align", lambda report: ear.align(audio, text, report)) if ear.job.plan.align else text
+
+
+def _hear_speakers(ear: _Ear, audio: Audio, stages: Stages) -> _Heard:
     """Words and turns at the same time, since they share only the sound; then each word goes to its turn."""
-    diarizer = DIARIZERS[name]
-    text, speech = stages.together(
-        lambda: stages.run("transcribe", lambda report: _transcribe(job, shelf, audio, report)),
-        lambda: stages.run("diarize", lambda report: shelf.get(diarizer).diarize(audio, job.request, report)),
+    text, (speech, names) = stages.together(
+        lambda: _hear_text(ear, audio, stages),
+        lambda: stages.run("diarize", lambda report: ear.diarize(audio, report)),
     )
     segments = stages.run("assign", lambda _: assign(text.segments, speech.exclusive))
-    return _Heard(text, segments, speech.turns, speech.warnings)
+    return _Heard(text, name_segments(segments, names), speech.turns, speech.warnings)
 
 
-def _hear_channels(job: Job, shelf: Shelf, audio: Audio, stages: _Stages) -> _Heard:
-    """Each channel on its own, as one speaker; the language is the first channel's."""
+def _hear_turns(ear: _Ear, audio: Audio, stages: Stages) -> _Heard:
+    """Who speaks when, without a word of text; turns may overlap."""
+    speech, names = stages.run("diarize", lambda report: ear.diarize(audio, report))
+    segments = [Segment(turn.start, turn.end, "", speaker=turn.speaker) for turn in speech.turns]
+    return _Heard(Transcription((), ""), name_segments(segments, names), speech.turns, speech.warnings)
 
-    def transcribe(report: Report) -> list[Transcription]:
-        count = audio.channels
-        return [
-            _transcribe(job, shelf, audio.channel(index), lambda part, index=index: report((index + part) / count))  # type: ignore[misc]
-            for index in range(count)
-        ]
 
-    texts = stages.run("transcribe", transcribe)
-    spoken = [
-        replace(
-            segment,
-            speaker=(name := f"SPEAKER_{index:02d}"),
-            words=tuple(replace(w, speaker=name) for w in segment.words),
-        )
-        for index, text in enumerate(texts)
-        for segment in text.segments
+def _hear_text_of_turns(ear: _Ear, audio: Audio, stages: Stages) -> _Heard:
+    """The text of each turn, one segment for each: of the turns given, in their order, or of those that are found."""
+    names: Mapping[str, Match] = {}
+    warnings: tuple[str, ...] = ()
+    if ear.job.request.segments is None:
+        speech, names = stages.run("diarize", lambda report: ear.diarize(audio, report))
+        turns, warnings = _joined(speech.exclusive), speech.warnings
+    else:
+        turns = tuple(Turn(given.start, given.end, given.speaker) for given in ear.job.request.segments)
+        if outside := [turn for turn in turns if turn.start >= audio.duration]:
+            warnings = (f"{len(outside)} of the segments begin after the recording's end, {audio.duration:.1f} s",)
+    spans = [Span(turn.start, min(turn.end, audio.duration)) for turn in turns if turn.start < audio.duration]
+    text = _hear_text(ear, audio, stages, spans)
+    texts = iter(text.segments)
+    segments = [
+        _spoken_by(turn.speaker, replace(next(texts), start=turn.start, end=turn.end))
+        if turn.start < audio.duration
+        else Segment(turn.start, turn.end, "", speaker=turn.speaker)
+        for turn in turns
     ]
+    return _Heard(text, name_segments(segments, names), turns, warnings)
+
+
+def _hear_channels(ear: _Ear, audio: Audio, stages: Stages) -> _Heard:
+    """Each channel on its own, as one speaker; the language is the first channel's."""
+    channels = [audio.channel(index) for index in range(audio.channels)]
+    texts = stages.run("transcribe", lambda report: _each(channels, ear.transcribe, report))
+    if ear.job.plan.align:
+        both = list(zip(channels, texts, strict=True))
+        texts = stages.run("align", lambda report: _each(both, lambda pair, part: ear.align(*pair, part), report))
+    spoken = [_spoken_by(f"SPEAKER_{index:02d}", s) for index, text in enumerate(texts) for s in text.segments]
     segments = tuple(sorted(spoken, key=lambda segment: segment.start))
     turns = tuple(Turn(s.start, s.end, s.speaker) for s in segments if s.speaker)
     return _Heard(texts[0], segments, turns, tuple(warning for text in texts for warning in text.warnings))
 
 
-class _Stages:
-    """Runs stages, times them, and stops the others when one fails."""
+def _each(items: Sequence[T], work: Callable[[T, Report], U], report: Report) -> list[U]:
+    """The same work on each item; together they report from 0 to 1."""
+    count = len(items)
+    return [
+        work(item, lambda part, index=index: report((index + part) / count))  # type: ignore[misc]
+        for index, item in enumerate(items)
+    ]
 
-    def __init__(self, report: StageReport) -> None:
-        self._report = report
-        self._lock = threading.Lock()
-        self._error: BaseException | None = None  # the first one; what follows is only the others' stopping
-        self.timings: dict[str, float] = {}
 
-    def run(self, stage: str, work: Callable[[Report], T]) -> T:
-        """One stage; its report carries its name."""
+def _spoken_by(speaker: str, segment: Segment) -> Segment:
+    words = tuple(replace(word, speaker=speaker) for word in segment.words)
+    return replace(segment, speaker=speaker, words=words)
 
-        def report(fraction: float) -> None:
-            if self._error is not None:
-                raise CancelledError("another stage failed")
-            self._report(stage, fraction)
 
-        begin = time.perf_counter()
-        try:
-            report(0.0)
-            done = work(report)
-            report(1.0)
-        except BaseException as error:
-            with self._lock:
-                self._error = self._error or error
-            raise
-        finally:
-            self.timings[stage] = round(time.perf_counter() - begin, 3)
-        return done
-
-    def together(self, first: Callable[[], T], second: Callable[[], U]) -> tuple[T, U]:
-        """Two stages at the same time; when one fails the other stops at its next report. Raises the first error."""
-        with ThreadPoolExecutor(2, thread_name_prefix="stage") as pool:
-            one, two = pool.submit(first), pool.submit(second)
-        if self._error is not None:
-            raise self._error
-        return one.result(), two.result()
+def _joined(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """Turns with those of one speaker that follow each other closely made one: text is better heard whole."""
+    joined: list[Turn] = []
+    for turn in turns:
+        last = joined[-1] if joined else None
+        if (
+            last is not None
+            and last.speaker == turn.speaker
+            and turn.start - last.end < SHORTEST_PAUSE_S
+            and turn.end - last.start <= LONGEST_TURN_S
+        ):
+            joined[-1] = replace(last, end=turn.end)
+        else:
+            joined.append(turn)
+    return tuple(joined)

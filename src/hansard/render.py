@@ -33,17 +33,20 @@ class Cue(NamedTuple):
     speaker: str
 
 
-def to_result(transcript: Transcript, *, words: bool) -> dict[str, object]:
-    """The JSON answer: plain JSON types only, seconds to 3 decimals, scores to 4, text without outer spaces.
+def to_result(transcript: Transcript, *, words: bool = False, task: str = "transcribe") -> dict[str, object]:
+    """The JSON answer to a task: plain JSON types only, seconds to 3 decimals, scores to 4, text without outer spaces.
 
     What is not known is left out: a NaN score, a speaker that is None, `words` unless asked for. A time that is no
     number becomes the nearest one that is known: the segment's for a word, 0 or the recording's length for a segment.
     """
     duration = _seconds(transcript.duration, 0.0)
     speakers = _labels(transcript)
+    segments = [_segment(segment, duration, words=words) for segment in transcript.segments]
+    if task == "diarization":
+        segments = [{key: value for key, value in segment.items() if key != "text"} for segment in segments]
     result = {
-        "segments": [_segment(segment, duration, words=words) for segment in transcript.segments],
-        "detected_language": transcript.language,
+        "transcriptions" if task == "transcription" else "segments": segments,
+        "detected_language": transcript.language or None,
         "language_probability": _score(transcript.language_probability),
         "duration": duration,
         "speakers": speakers or None,
@@ -57,7 +60,8 @@ def to_result(transcript: Transcript, *, words: bool) -> dict[str, object]:
 def lines(segments: Iterable[Mapping[str, Any]]) -> list[str]:
     """The segments of a JSON answer as lines to read: `[mm:ss] SPEAKER_00: text`, from an hour on `[h:mm:ss]`."""
     return [
-        f"[{_clock(segment['start'])}] {_spoken(_one_line(segment['text']), segment.get('speaker'))}"
+        f"[{_clock(segment['start'])}] "
+        + _spoken(_one_line(segment["text"]), segment.get("speaker_id") or segment.get("speaker"))
         for segment in segments
     ]
 
@@ -67,6 +71,11 @@ def _segment(segment: Segment, duration: float, *, words: bool) -> dict[str, obj
     result: dict[str, object] = {"start": start, "end": end, "text": str(segment.text).strip()}
     if segment.speaker is not None:
         result["speaker"] = str(segment.speaker)
+    if segment.speaker_id is not None:
+        result["speaker_id"] = str(segment.speaker_id)
+        result["similarity"] = _score(segment.similarity)
+    if segment.language is not None:
+        result["language"] = str(segment.language)
     if words:
         result["words"] = [_word(word, start, end) for word in segment.words]
     return result
@@ -100,6 +109,11 @@ def _labels(transcript: Transcript) -> list[str]:
     return list(dict.fromkeys(str(s.speaker) for s in transcript.segments if s.speaker is not None))
 
 
+def _name(segment: Segment) -> str | None:
+    """Who speaks, as people want to read it."""
+    return segment.speaker_id or segment.speaker
+
+
 def _srt(transcript: Transcript) -> str:
     blocks = []
     for number, cue in enumerate(_cues(transcript, labelled=True), 1):
@@ -123,10 +137,10 @@ def _txt(transcript: Transcript) -> str:
     paragraphs: list[tuple[str | None, str]] = []
     for segment in transcript.segments:
         text = _one_line(segment.text)
-        if paragraphs and paragraphs[-1][0] == segment.speaker:
-            paragraphs[-1] = (segment.speaker, _joined(paragraphs[-1][1], text))
+        if paragraphs and paragraphs[-1][0] == _name(segment):
+            paragraphs[-1] = (_name(segment), _joined(paragraphs[-1][1], text))
         elif text:
-            paragraphs.append((segment.speaker, text))
+            paragraphs.append((_name(segment), text))
     return "\n".join(f"{_spoken(text, speaker)}\n" for speaker, text in paragraphs)
 
 
@@ -135,7 +149,7 @@ def _tsv(transcript: Transcript) -> str:
     labelled = bool(_labels(transcript))
     rows = ["start\tend\tspeaker\ttext\n" if labelled else "start\tend\ttext\n"]
     for segment in transcript.segments:
-        speaker = [_one_line(segment.speaker or "")] if labelled else []
+        speaker = [_one_line(_name(segment) or "")] if labelled else []
         times = [str(_milliseconds(segment.start)), str(_milliseconds(segment.end))]
         rows.append("\t".join([*times, *speaker, _one_line(segment.text)]) + "\n")
     return "".join(rows)
@@ -175,7 +189,7 @@ def _captions(segment: Segment, *, labelled: bool) -> Iterator[Cue]:
     Not covered: without words there is nothing to tell when to change, so one caption holds all the text, however
     long; and of a text without spaces one line, since only spaces and words show where a line may break.
     """
-    text, speaker = _one_line(segment.text), _one_line(segment.speaker or "")
+    text, speaker = _one_line(segment.text), _one_line(_name(segment) or "")
     label = f"{speaker}:" if labelled and speaker else ""
     rows = _wrapped([text], label)
     long = len(rows) > LINES or segment.end - segment.start > CUE / 1000

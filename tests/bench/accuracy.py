@@ -25,10 +25,10 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "src"))
 
-from hansard.pipeline import Job, check, run  # noqa: E402 - after src is on the path
+from hansard.pipeline import Job, Stock, run  # noqa: E402 - after src is on the path
+from hansard.plan import check  # noqa: E402
 from hansard.request import parse  # noqa: E402
 from hansard.settings import Settings  # noqa: E402
-from hansard.shelf import Shelf  # noqa: E402
 from hansard.transcript import Transcript, Turn  # noqa: E402
 
 NORMAL = jiwer.Compose(
@@ -61,9 +61,9 @@ def main() -> None:
     options.add_argument("--clips", type=Path, default=ROOT.parent / "shared" / "audio")
     clips = options.parse_args().clips
     manifest = json.loads((clips / "manifest.json").read_text())["clips"]
-    shelf = Shelf()
-    rows = [measure(clips, clip, shelf) for clip in manifest if _measurable(clip)]
-    shelf.close()
+    stock = Stock(Settings())
+    rows = [measure(clips, clip, stock) for clip in manifest if _measurable(clip)]
+    stock.shelf.close()
     show(rows)
 
 
@@ -72,14 +72,14 @@ def _measurable(clip: dict[str, Any]) -> bool:
     return clip["language"] == "en" and bool(clip.get("text") or clip["rttm"]) and "stereo" not in clip["id"]
 
 
-def measure(clips: Path, clip: dict[str, Any], shelf: Shelf) -> Row:
+def measure(clips: Path, clip: dict[str, Any], stock: Stock) -> Row:
     """Run the whole pipeline on one recording."""
     path = clips / clip["file"]
     request = parse({"audio": path.as_uri(), "language": "en", "diarization": clip["rttm"] is not None})
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(clip["id"], request, check(request, Settings()), path, Path(folder), 1.0)
-        transcript = run(job, shelf, lambda stage, fraction: None)
+        job = Job(clip["id"], request, check(request, stock.settings), path, Path(folder))
+        transcript = run(job, stock, lambda stage, fraction: None)
     seconds = time.perf_counter() - begin
     errors, words = word_errors(clip.get("text"), transcript)
     collar, strict, speakers = (None, None, (clip["num_speakers"], 0))

@@ -159,7 +159,7 @@ def test_log_tail_has_this_job_and_no_secret(answer: Answer, meeting: Path) -> N
     [
         ({}, "invalid_request", "audio is missing"),
         ({"audio": "x", "lanugage": "en"}, "invalid_request", "did you mean language"),
-        ({"audio": "data:,x", "model": "whisper-9"}, "invalid_request", "known models: sphinx"),
+        ({"audio": "data:,x", "model": "whisper-9"}, "invalid_request", "known models: tiny, "),
         ({"audio": "data:,x", "language": "fr"}, "unsupported", "it knows: en"),
         ({"audio": "data:,x", "task": "translate"}, "unsupported", "it offers: transcribe"),
         ({"audio": "data:,hello there, this is no recording"}, "not_audio", ""),
@@ -200,7 +200,7 @@ def test_what_a_caller_sent_cannot_swell_or_break_the_error(answer: Answer, fiel
 
 def test_a_worker_whose_defaults_no_job_could_use_does_not_start(tmp_path: Path) -> None:
     settings = Settings(default_model="sphynx", diarization_model="nobody", work_dir=tmp_path)
-    with pytest.raises(SettingsError, match=r"DEFAULT_MODEL is 'sphynx'.*DIARIZATION_MODEL is 'nobody'"):
+    with pytest.raises(SettingsError, match=r"DEFAULT_MODEL: model 'sphynx'.*DIARIZATION_MODEL: model 'nobody'"):
         Worker(settings)
 
 

@@ -6,21 +6,23 @@ import time
 from multiprocessing.connection import Connection
 
 from hansard.engine import child
+from hansard.engine.wire import Ready
 from hansard.errors import AudioError
-from hansard.pipeline import Job, StageReport
+from hansard.pipeline import Job, Stock
 from hansard.settings import Settings
-from hansard.shelf import Shelf
+from hansard.stages import StageReport
 from hansard.transcript import Transcript
 
 
 def main(connection: Connection, settings: Settings) -> None:
     """Life of the engine process, with nothing to load."""
-    child.run, child.TRANSCRIBERS, child.DIARIZERS = obey, {}, {}
+    child.run = obey
+    child.Engine.warm_up = lambda self: self.send(Ready())
     child.main(connection, settings)
 
 
-def obey(job: Job, shelf: Shelf, report: StageReport) -> Transcript:
-    """`work SECONDS`, `hang`, `die`, `exit`, `bug`, `memory`, `refuse`."""
+def obey(job: Job, stock: Stock, report: StageReport) -> Transcript:
+    """`work SECONDS`, `hang`, `die`, `exit`, `bug`, `memory`, `refuse`; the model says where this ran, or `samples`."""
     order, _, argument = (job.request.prompt or "work 0").partition(" ")
     report("decode", 0.5)
     if order == "work":
@@ -40,4 +42,7 @@ def obey(job: Job, shelf: Shelf, report: StageReport) -> Transcript:
         raise MemoryError
     elif order == "refuse":
         raise AudioError("this recording cannot be used")
-    return Transcript((), (), "en", None, 1.0, str(os.getpid()), {"decode": 0.1})
+    told = str(os.getpid())
+    if order == "samples":
+        told = " ".join(f"{name}={path.stat().st_size}" for name, path in job.samples)
+    return Transcript((), (), "en", None, 1.0, told, {"decode": 0.1})

@@ -131,6 +131,17 @@ def test_unpacking_gives_the_answer_back() -> None:
     assert unpack(result) == result
 
 
+def test_transcriptions_are_fitted_alike() -> None:
+    plain = answer(segments=500)
+    result = {"transcriptions": plain.pop("segments"), **plain}
+    fitted = fit(result, size(result) // 2)
+    assert not any("words" in one for one in fitted["transcriptions"])
+    packed = fit(result, size(fitted) // 2)
+    assert packed["transcriptions_count"] == 500
+    assert unpack(packed)["transcriptions"] == fitted["transcriptions"]
+    assert packed["warnings"][-1].startswith("transcriptions were packed into transcriptions_gz")
+
+
 def test_the_answer_given_is_not_changed() -> None:
     result = answer(segments=500)
     before = json.dumps(result)

@@ -17,7 +17,7 @@ import pytest_asyncio
 from hansard.engine import child
 from hansard.engine.host import EngineHost
 from hansard.errors import AudioError, CrashedError, EngineError, HansardError, OutOfMemoryError
-from hansard.pipeline import Plan
+from hansard.plan import Choice, Plan
 from hansard.request import parse
 from hansard.settings import Settings
 from hansard.transcript import Transcript
@@ -61,7 +61,7 @@ def engines() -> list[int]:
 
 async def post(host: EngineHost, order: str, name: str = "job", states: list[str] | None = None) -> Transcript:
     request = parse({"audio": recording(), "prompt": order})
-    plan = Plan("fake", None)
+    plan = Plan(Choice("fake", "fake"))
     return await host.transcribe(name, request, plan, lambda stage, _: (states or []).append(stage))
 
 
@@ -72,7 +72,7 @@ async def started(host: EngineHost, order: str, name: str = "job") -> asyncio.Ta
     request = parse({"audio": recording(), "prompt": order})
     tell = {"decode": lambda: loop.call_soon_threadsafe(begun.set)}
     task = asyncio.create_task(
-        host.transcribe(name, request, Plan("fake", None), lambda stage, _: tell.get(stage, lambda: None)())
+        host.transcribe(name, request, Plan(Choice("fake", "fake")), lambda stage, _: tell.get(stage, lambda: None)())
     )
     await begun.wait()
     return task
@@ -184,3 +184,41 @@ async def test_a_closed_host_takes_no_job(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(EngineError, match="being stopped"):
         await post(host, "work 0")
     assert engines() == []
+
+
+# Known voices
+
+
+async def with_samples(host: EngineHost, *samples: dict[str, str]) -> Transcript:
+    request = parse(
+        {
+            "audio": recording(),
+            "prompt": "samples",
+            "diarization": True,
+            "speaker_verification": True,
+            "speaker_samples": list(samples),
+        }
+    )
+    fake = Choice("fake", "fake")
+    return await host.transcribe("job", request, Plan(fake, fake), lambda *_: None)
+
+
+async def test_samples_reach_the_engine_as_files(host: EngineHost) -> None:
+    made = await with_samples(host, {"name": "Eve", "audio": recording()}, {"name": "Bob", "audio": recording()})
+    assert made.model == "Eve=3244 Bob=3244"
+
+
+@pytest.mark.parametrize(
+    ("sample", "kind", "code"),
+    [
+        ({"name": "Bob", "audio": "data:text/html,<html>sorry</html>"}, AudioError, "not_audio"),
+        ({"name": "Bob", "url": "http://127.0.0.1:1/bob.wav"}, AudioError, "url_refused"),
+        ({"name": "Bob", "audio": "data:audio/wav;base64,"}, AudioError, "empty_audio"),
+    ],
+)
+async def test_a_bad_sample_is_an_error_that_names_it(
+    host: EngineHost, sample: dict[str, str], kind: type[HansardError], code: str
+) -> None:
+    with pytest.raises(kind, match=r"^[a-z_]+: speaker sample 'Bob': ") as failed:
+        await with_samples(host, {"name": "Eve", "audio": recording()}, sample)
+    assert failed.value.code == code

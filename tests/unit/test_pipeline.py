@@ -14,14 +14,26 @@ import numpy as np
 import pytest
 
 from hansard.diarizers import DIARIZERS
-from hansard.errors import CancelledError, EngineError, HansardError, NotAudioError
-from hansard.pipeline import Job, check, run
+from hansard.errors import CancelledError, EmptyAudioError, EngineError, HansardError, NotAudioError
+from hansard.models import Models
+from hansard.pipeline import Job, Stock, run
+from hansard.plan import check
 from hansard.request import Request, parse
 from hansard.settings import Settings
-from hansard.shelf import Shelf
 from hansard.transcribers import TRANSCRIBERS
 from hansard.transcribers.capabilities import Can
-from hansard.transcript import Audio, Diarization, Report, Segment, Transcript, Transcription, Turn, Word
+from hansard.transcript import (
+    Audio,
+    Diarization,
+    Float32,
+    Report,
+    Segment,
+    Span,
+    Transcript,
+    Transcription,
+    Turn,
+    Word,
+)
 
 PATIENCE_S = 5.0
 A, B = "SPEAKER_00", "SPEAKER_01"
@@ -45,6 +57,9 @@ class Stage:
         self._patch, self._folder = patch, folder
         self.reports: list[tuple[str, float]] = []
         self.refuse: Callable[[str, float], bool] = lambda stage, fraction: False
+        self.spans: list[list[Span] | None] = []
+        self.samples: tuple[tuple[str, Path], ...] = ()
+        self.stock = Stock(Settings(diarization_model="cardboard turns"))
 
     def report(self, stage: str, fraction: float) -> None:
         self.reports.append((stage, fraction))
@@ -60,27 +75,44 @@ class Stage:
         **fields: Any,
     ) -> Transcript:
         """A recording of 2 s, all the way."""
+        stage = self
 
         class Transcriber:
             can: ClassVar[Can] = Can(languages=None, word_times=True)
+            models: ClassVar[dict[str, tuple[str, ...]]] = {"cardboard": ()}
 
-            def transcribe(self, audio: Audio, request: Request, report: Report) -> Transcription:
+            def __init__(self, model: str, models: Models) -> None: ...
+
+            def transcribe(
+                self, audio: Audio, request: Request, report: Report, spans: list[Span] | None
+            ) -> Transcription:
+                stage.spans.append(spans)
                 return transcribe(audio, request, report)
 
             def close(self) -> None: ...
 
         class Diarizer:
+            models: ClassVar[dict[str, tuple[str, ...]]] = {"cardboard turns": ()}
+            same_voice: ClassVar[float] = 0.5
+
+            def __init__(self, model: str, models: Models) -> None: ...
+
             def diarize(self, audio: Audio, request: Request, report: Report) -> Diarization:
                 return diarize(audio, request, report)
+
+            def embed(self, audio: Audio) -> Float32 | None:
+                """Loud is one voice, quiet the other, silence none."""
+                level = float(np.abs(audio.mono()).mean())
+                return None if level < 0.001 else np.asarray([level > 0.1, level <= 0.1], np.float32)
 
             def close(self) -> None: ...
 
         self._patch.setitem(TRANSCRIBERS, "cardboard", Transcriber)
         self._patch.setitem(DIARIZERS, "cardboard", Diarizer)
         request = parse({"audio": "data:,", "model": "cardboard", **fields})
-        plan = check(request, Settings(diarization_model="cardboard"))
+        plan = check(request, self.stock.settings)
         path = recording(self._folder, np.zeros((32_000, 1)) if sound is None else sound)
-        return run(Job("a", request, plan, path, self._folder, 1.0), Shelf(), self.report)
+        return run(Job("a", request, plan, path, self._folder, self.samples), self.stock, self.report)
 
 
 @pytest.fixture
@@ -167,8 +199,10 @@ def test_every_stage_of_the_plan_is_timed_and_reported(stage: Stage, fields: dic
         return TEXT
 
     made = stage.run(transcribe, sound=two_channels(), **fields)
-    plan = check(parse({"audio": "data:,", "model": "cardboard", **fields}), Settings(diarization_model="cardboard"))
-    assert {*made.timings, "fetch"} == set(plan.stages)
+    plan = check(
+        parse({"audio": "data:,", "model": "cardboard", **fields}), Settings(diarization_model="cardboard turns")
+    )
+    assert {*made.timings, "fetch", "download"} == set(plan.stages)
     assert made.timings["transcribe"] >= 0.05
     for name in made.timings:
         fractions = [fraction for stage_name, fraction in stage.reports if stage_name == name]
@@ -210,8 +244,9 @@ def test_models_load_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
     class Both:
         can: ClassVar[Can] = Can(languages=None)
+        same_voice: ClassVar[float] = 0.5
 
-        def __init__(self) -> None:
+        def __init__(self, model: str, models: Models) -> None:
             together.wait(PATIENCE_S)
 
         def transcribe(self, *_: object) -> Transcription:
@@ -222,12 +257,12 @@ def test_models_load_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
         def close(self) -> None: ...
 
-    monkeypatch.setitem(TRANSCRIBERS, "cardboard", type("Text", (Both,), {}))
-    monkeypatch.setitem(DIARIZERS, "cardboard", type("Turns", (Both,), {}))
+    monkeypatch.setitem(TRANSCRIBERS, "cardboard", type("Text", (Both,), {"models": {"cardboard": ()}}))
+    monkeypatch.setitem(DIARIZERS, "cardboard", type("Turns", (Both,), {"models": {"cardboard turns": ()}}))
     request = parse({"audio": "data:,", "model": "cardboard", "diarization": True})
-    plan = check(request, Settings(diarization_model="cardboard"))
+    plan = check(request, Settings(diarization_model="cardboard turns"))
     path = recording(tmp_path, np.zeros((1600, 1)))
-    assert run(Job("a", request, plan, path, tmp_path, 1.0), Shelf(), lambda *_: None).segments
+    assert run(Job("a", request, plan, path, tmp_path), Stock(Settings()), lambda *_: None).segments
 
 
 # Failing
@@ -380,3 +415,114 @@ def test_channels_that_are_copies_are_one_speaker(stage: Stage) -> None:
     made = stage.run(each_channel, channels="separate", sound=sound)
     assert {segment.speaker for segment in made.segments} == {A}
     assert "all 2 channels carry the same sound: only one was kept" in made.warnings
+
+
+# The tasks of the first worker
+
+
+def test_task_diarization_gives_the_turns_and_wakes_no_transcriber(stage: Stage) -> None:
+    made = stage.run(lambda *_: pytest.fail("no text was asked for"), task="diarization", model=None)
+    assert [(s.start, s.end, s.speaker, s.text) for s in made.segments] == [(0.0, 1.6, A, ""), (1.0, 1.4, B, "")]
+    assert (made.turns, made.model, made.language) == (SPEECH.turns, "cardboard turns", "")
+    assert set(made.timings) == {"decode", "diarize"}
+
+
+def one_for_each(stage: Stage) -> Transcribe:
+    """The text of each stretch is its number."""
+
+    def transcribe(_: Audio, __: Request, report: Report) -> Transcription:
+        report(0.5)
+        segments = [Segment(s.start, s.end, str(n), (Word(str(n), s.start, s.end),)) for n, s in stretches(stage)]
+        return Transcription(tuple(segments), "en")
+
+    return transcribe
+
+
+def stretches(stage: Stage) -> list[tuple[int, Span]]:
+    assert stage.spans[-1] is not None
+    return list(enumerate(stage.spans[-1]))
+
+
+def test_given_segments_are_transcribed_in_the_order_given(stage: Stage) -> None:
+    segments = [
+        {"start": 1.5, "end": 9.0, "speaker": "Eve"},
+        {"start": 7.0, "end": 9.0, "speaker": "Bob"},
+        {"start": 0.0, "end": 1.7, "speaker": "Bob"},
+    ]
+    made = stage.run(
+        one_for_each(stage), lambda *_: pytest.fail("told already"), task="transcription", segments=segments
+    )
+    assert stage.spans == [[Span(1.5, 2.0), Span(0.0, 1.7)]]
+    assert [(s.start, s.end, s.speaker, s.text) for s in made.segments] == [
+        (1.5, 9.0, "Eve", "0"),
+        (7.0, 9.0, "Bob", ""),
+        (0.0, 1.7, "Bob", "1"),
+    ]
+    assert made.segments[0].words[0].speaker == "Eve"
+    assert made.warnings == ("1 of the segments begin after the recording's end, 2.0 s",)
+
+
+def test_without_given_segments_those_of_the_diarizer_are_transcribed(stage: Stage) -> None:
+    made = stage.run(one_for_each(stage), task="transcription")
+    assert [(s.start, s.end, s.speaker, s.text) for s in made.segments] == [(0.0, 1.0, A, "0"), (1.0, 2.0, B, "1")]
+    assert made.warnings == SPEECH.warnings
+
+
+def test_turns_of_one_speaker_that_follow_closely_are_heard_as_one(stage: Stage) -> None:
+    turns = (Turn(0, 0.4, A), Turn(0.5, 0.8, A), Turn(0.8, 1.0, B), Turn(1.0, 1.2, A), Turn(2.3, 2.4, A))
+    stage.run(one_for_each(stage), lambda *_: Diarization(turns, turns), task="transcription")
+    assert stage.spans == [[Span(0, 0.8), Span(0.8, 1.0), Span(1.0, 1.2)]]  # the last is past the end of the recording
+
+
+# Known voices
+
+
+VOICES = {A: np.asarray([0.9, 0.1], np.float32), B: np.asarray([0.1, 0.9], np.float32)}
+HEARD = Diarization(SPEECH.exclusive, SPEECH.turns, voices=VOICES)
+NAMED = {
+    "diarization": True,
+    "speaker_verification": True,
+    "speaker_samples": [{"name": "Eve", "url": "https://example.com/eve.wav"}],
+}
+
+
+@pytest.fixture
+def quiet_eve(stage: Stage, tmp_path: Path) -> None:
+    """A sample of Eve, whose voice is the quiet one."""
+    (tmp_path / "sample").mkdir()
+    stage.samples = (("Eve", recording(tmp_path / "sample", two_channels()[:, 1:])),)
+
+
+@pytest.mark.usefixtures("quiet_eve")
+def test_a_known_voice_gets_its_name(stage: Stage) -> None:
+    made = stage.run(diarize=lambda *_: HEARD, **NAMED)
+    assert [(s.speaker, s.speaker_id) for s in made.segments] == [(A, None), (B, "Eve")]
+    assert made.segments[1].similarity == pytest.approx(0.9938, abs=1e-3)
+
+
+@pytest.mark.usefixtures("quiet_eve")
+@pytest.mark.parametrize(("threshold", "name"), [(0.99, "Eve"), (0.999, None)])
+def test_the_threshold_decides(stage: Stage, threshold: float, name: str | None) -> None:
+    made = stage.run(diarize=lambda *_: HEARD, speaker_threshold=threshold, **NAMED)
+    assert made.segments[1].speaker_id == name
+
+
+@pytest.mark.usefixtures("quiet_eve")
+@pytest.mark.parametrize("task", ["diarization", "transcription"])
+def test_the_other_tasks_name_voices_too(stage: Stage, task: str) -> None:
+    fields = {**NAMED, "task": task, **({"model": None} if task == "diarization" else {})}
+    made = stage.run(one_for_each(stage), lambda *_: HEARD, **fields)
+    assert [(s.speaker, s.speaker_id) for s in made.segments] == [(A, None), (B, "Eve")]
+
+
+def test_a_sample_without_a_voice_is_named_before_the_long_work(stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / "sample").mkdir()
+    stage.samples = (("Eve", recording(tmp_path / "sample", np.zeros((16_000, 1)))),)
+    with pytest.raises(EmptyAudioError, match="speaker sample 'Eve': too little is said in it"):
+        stage.run(diarize=lambda *_: pytest.fail("the sample comes first"), **NAMED)
+
+
+def test_a_sample_that_is_no_recording_is_named(stage: Stage, tmp_path: Path) -> None:
+    stage.samples = (("Eve", written(tmp_path / "eve.wav", "<html>sorry</html>")),)
+    with pytest.raises(NotAudioError, match="speaker sample 'Eve': "):
+        stage.run(diarize=lambda *_: HEARD, **NAMED)

@@ -141,6 +141,42 @@ def test_what_is_not_known_is_left_out() -> None:
     assert result["segments"] == [{"start": 0.0, "end": 0.6, "text": "Hello there."}]
 
 
+def test_a_named_speaker_and_a_language_of_its_own_stand_on_the_segment() -> None:
+    named = Segment(0, 1, "Bonjour.", speaker=A, language="fr", speaker_id="Alice", similarity=0.87654321)
+    made = transcript(named, Segment(1, 2, "Oui.", speaker=B))
+    assert to_result(made)["segments"] == [
+        {
+            "start": 0.0,
+            "end": 1.0,
+            "text": "Bonjour.",
+            "speaker": A,
+            "speaker_id": "Alice",
+            "similarity": 0.8765,
+            "language": "fr",
+        },
+        {"start": 1.0, "end": 2.0, "text": "Oui.", "speaker": B},
+    ]
+    assert FORMATS["txt"](made) == f"Alice: Bonjour.\n\n{B}: Oui.\n"
+    assert FORMATS["srt"](made).split("\n")[2] == "Alice: Bonjour."
+    assert "<v Alice>Bonjour." in FORMATS["vtt"](made)
+    assert "\tAlice\tBonjour." in FORMATS["tsv"](made)
+
+
+def test_turns_alone_have_no_text_and_no_language() -> None:
+    result = to_result(transcript(Segment(0, 1, "", speaker=A), language=""), task="diarization")
+    assert result["segments"] == [{"start": 0.0, "end": 1.0, "speaker": A}]
+    assert "detected_language" not in result
+
+
+def test_task_transcription_has_its_own_name_for_the_list() -> None:
+    result = to_result(transcript(Segment(0, 1, "Yes.", speaker="Eve"), Segment(0.5, 1, "")), task="transcription")
+    assert result["transcriptions"] == [
+        {"start": 0.0, "end": 1.0, "text": "Yes.", "speaker": "Eve"},
+        {"start": 0.5, "end": 1.0, "text": ""},
+    ]
+    assert "segments" not in result
+
+
 def test_speakers_are_in_the_order_in_which_they_first_speak() -> None:
     given = [Segment(at, at + 1, "x", speaker=who) for at, who in enumerate(["b", None, "a", "b", "c"])]
     assert to_result(transcript(*given), words=False)["speakers"] == ["b", "a", "c"]

@@ -11,7 +11,9 @@ from typing import ClassVar
 import pytest
 
 from hansard.errors import EngineMissingError
-from hansard.shelf import Shelf
+from hansard.models import Models
+from hansard.settings import Settings
+from hansard.shelf import MOST, Shelf
 
 PATIENCE_S = 5.0
 
@@ -22,12 +24,20 @@ class Backend:
     made: ClassVar[list[Backend]]
     closed: bool = False
 
-    def __init__(self) -> None:
+    def __init__(self, model: str = "", models: object = None) -> None:
+        self.model = model
         time.sleep(0.05)
         self.made.append(self)
 
     def close(self) -> None:
         self.closed = True
+
+
+MODELS = Models(Settings())
+
+
+def get(shelf: Shelf, wanted: type[Backend], model: str = "tiny") -> Backend:
+    return shelf.get(wanted, model, MODELS)
 
 
 def backend() -> type[Backend]:
@@ -41,13 +51,13 @@ def test_many_who_ask_at_once_get_the_same_one() -> None:
 
     def ask(_: int) -> Backend:
         together.wait(PATIENCE_S)
-        return shelf.get(wanted)
+        return get(shelf, wanted)
 
     with ThreadPoolExecutor(8) as pool:
         got = list(pool.map(ask, range(8)))
     assert len(wanted.made) == 1
     assert set(got) == set(wanted.made)
-    assert shelf.get(wanted) is got[0]
+    assert get(shelf, wanted) is got[0]
 
 
 def test_different_ones_are_loaded_side_by_side() -> None:
@@ -56,34 +66,34 @@ def test_different_ones_are_loaded_side_by_side() -> None:
     class First(Backend):
         made: ClassVar[list[Backend]] = []
 
-        def __init__(self) -> None:
+        def __init__(self, model: str, models: object) -> None:
             both_are_loading.wait(PATIENCE_S)  # broken, an error, unless the other one is loading too
-            super().__init__()
+            super().__init__(model, models)
 
     class Second(First):
         made: ClassVar[list[Backend]] = []
 
     with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(shelf.get, [First, Second])
+        first, second = pool.map(lambda cls: get(shelf, cls), [First, Second])
     assert (First.made, Second.made) == ([first], [second])
 
 
 def test_what_is_loaded_is_not_held_up_by_what_is_loading() -> None:
     shelf, loaded = Shelf(), backend()
-    held = shelf.get(loaded)
+    held = get(shelf, loaded)
     begun, over = threading.Event(), threading.Event()
 
     class Slow(Backend):
         made: ClassVar[list[Backend]] = []
 
-        def __init__(self) -> None:
+        def __init__(self, model: str, models: object) -> None:
             begun.set()
             assert over.wait(PATIENCE_S)
 
     with ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(shelf.get, Slow)
+        slow = pool.submit(get, shelf, Slow)
         assert begun.wait(PATIENCE_S)
-        assert shelf.get(loaded) is held
+        assert get(shelf, loaded) is held
         assert not slow.done()
         over.set()
     assert isinstance(slow.result(), Slow)
@@ -96,22 +106,22 @@ def test_one_that_failed_is_tried_again() -> None:
         made: ClassVar[list[Backend]] = []
         tries = 0
 
-        def __init__(self) -> None:
+        def __init__(self, model: str, models: object) -> None:
             type(self).tries += 1
             if self.tries < 3:
                 raise EngineMissingError(f"try {self.tries}")
-            super().__init__()
+            super().__init__(model, models)
 
     for number in (1, 2):
         with pytest.raises(EngineMissingError, match=f"try {number}"):
-            shelf.get(Missing)
-    assert shelf.get(Missing) is shelf.get(Missing)
+            get(shelf, Missing)
+    assert get(shelf, Missing) is get(shelf, Missing)
     assert Missing.tries == 3
 
 
 def test_closing_closes_everything_once() -> None:
     shelf = Shelf()
-    held = [shelf.get(backend()) for _ in range(3)]
+    held = [get(shelf, backend()) for _ in range(3)]
     shelf.close()
     assert all(one.closed for one in held)
     for one in held:
@@ -128,7 +138,7 @@ def test_one_that_fails_to_close_keeps_no_other_open() -> None:
             raise RuntimeError("stuck")
 
     shelf = Shelf()
-    held = [shelf.get(backend()), shelf.get(Stuck), shelf.get(backend())]
+    held = [get(shelf, backend()), get(shelf, Stuck), get(shelf, backend())]
     with suppress(RuntimeError):
         shelf.close()
     assert held[0].closed
@@ -137,6 +147,59 @@ def test_one_that_fails_to_close_keeps_no_other_open() -> None:
 
 def test_what_was_closed_is_made_anew() -> None:
     shelf, wanted = Shelf(), backend()
-    first = shelf.get(wanted)
+    first = get(shelf, wanted)
     shelf.close()
-    assert shelf.get(wanted) is not first
+    assert get(shelf, wanted) is not first
+
+
+# Room
+
+
+def test_two_models_of_one_backend_are_two() -> None:
+    shelf, wanted = Shelf(), backend()
+    assert get(shelf, wanted, "tiny") is not get(shelf, wanted, "large")
+    assert [one.model for one in wanted.made] == ["tiny", "large"]
+
+
+def greedy(fits: int) -> type[Backend]:
+    """A class of which `fits` may be open at once."""
+
+    class Greedy(Backend):
+        made: ClassVar[list[Backend]] = []
+
+        def __init__(self, model: str, models: object) -> None:
+            if sum(not one.closed for one in self.made) >= fits:
+                raise RuntimeError("CUDA failed with error out of memory")
+            super().__init__(model, models)
+
+    return Greedy
+
+
+def test_what_an_earlier_job_left_goes_when_memory_runs_out() -> None:
+    shelf, wanted = Shelf(), greedy(fits=2)
+    old = get(shelf, wanted, "old")
+    shelf.begin()
+    needed = get(shelf, wanted, "needed")
+    assert get(shelf, wanted, "new").model == "new"
+    assert (old.closed, needed.closed) == (True, False)
+    assert get(shelf, wanted, "needed") is needed
+
+
+def test_what_the_job_in_hand_needs_is_not_let_go() -> None:
+    shelf, wanted = Shelf(), greedy(fits=1)
+    needed = get(shelf, wanted, "needed")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        get(shelf, wanted, "new")
+    assert not needed.closed
+
+
+def test_the_one_used_longest_ago_goes_first() -> None:
+    shelf, wanted = Shelf(), backend()
+    for number in range(MOST):
+        shelf.begin()
+        get(shelf, wanted, str(number))
+    shelf.begin()
+    get(shelf, wanted, "0")
+    shelf.begin()
+    get(shelf, wanted, "one more")
+    assert [one.model for one in wanted.made if one.closed] == ["1"]

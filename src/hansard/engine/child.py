@@ -23,10 +23,12 @@ from hansard.diarizers import DIARIZERS
 from hansard.engine.wire import Cancel, Done, Failed, Leave, LogLine, Progress, Ready, ToChild, ToParent
 from hansard.errors import CancelledError, HansardError, OutOfMemoryError
 from hansard.joblog import JOB_FIELD
-from hansard.pipeline import Job, run
+from hansard.models import Models
+from hansard.pipeline import Job, Stock, run
+from hansard.plan import default_diarizer, default_transcriber
 from hansard.settings import Settings
-from hansard.shelf import Shelf
 from hansard.transcribers import TRANSCRIBERS
+from hansard.vendors import no_room
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +40,8 @@ def main(connection: Connection, settings: Settings) -> None:
     sys.stdout.flush()
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
-    engine = Engine(connection)
-    threading.Thread(target=engine.warm_up, args=(settings,), daemon=True).start()
+    engine = Engine(connection, settings)
+    threading.Thread(target=engine.warm_up, daemon=True).start()
     engine.serve()
 
 
@@ -53,13 +55,13 @@ def _leave_with(parent: int) -> None:
 class Engine:
     """One pipe, one shelf of models, one job at a time."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, settings: Settings) -> None:
         self._connection = connection
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._cancelled: set[str] = set()
         self._running: str | None = None
-        self._shelf = Shelf()
+        self._stock = Stock(settings)
         root = logging.getLogger()
         root.handlers[:] = [_ToParent(self)]
         root.setLevel(logging.INFO)
@@ -81,14 +83,23 @@ class Engine:
         """The id of the job in hand."""
         return self._running
 
-    def warm_up(self, settings: Settings) -> None:
+    def warm_up(self) -> None:
         """Load the default backends side by side; a job that comes earlier waits only for those it needs."""
-        wanted = [TRANSCRIBERS.get(settings.default_model), DIARIZERS.get(settings.diarization_model)]
         with ThreadPoolExecutor(2) as pool:
-            for future in [pool.submit(self._shelf.get, backend) for backend in wanted if backend]:
+            for future in [pool.submit(load) for load in (self._load_transcriber, self._load_diarizer)]:
                 if error := future.exception():
                     log.warning("a default model could not be loaded: %s", error, extra={JOB_FIELD: None})
         self.send(Ready())
+
+    def _load_transcriber(self) -> None:
+        models = Models(self._stock.settings)
+        chosen = default_transcriber(models)
+        self._stock.shelf.get(TRANSCRIBERS[chosen.backend], chosen.model, models)
+
+    def _load_diarizer(self) -> None:
+        models = Models(self._stock.settings)
+        chosen = default_diarizer(models)
+        self._stock.shelf.get(DIARIZERS[chosen.backend], chosen.model, models)
 
     def serve(self) -> None:
         """Run jobs until the parent says to leave, or is gone."""
@@ -99,7 +110,7 @@ class Engine:
                 gc.collect()  # the error's traceback holds the decoded recording, which is gigabytes of disk
             self.send(answer)
             self._running = None
-        self._shelf.close()
+        self._stock.shelf.close()
         self._outbox.put(None)
         self._sender.join()
 
@@ -129,7 +140,7 @@ class Engine:
             self.send(Progress(job.id, stage, fraction))
 
         try:
-            return Done(job.id, run(job, self._shelf, report))
+            return Done(job.id, run(job, self._stock, report))
         except Exception as error:
             told = _as_ours(error, job.id)
             return Failed(job.id, told.code, told.sentence)
@@ -139,7 +150,7 @@ def _as_ours(error: Exception, job_id: str) -> HansardError:
     """Any error as one of the tree; what is not a user's business goes to the log with its traceback."""
     if isinstance(error, HansardError):
         return error
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if no_room(error):
         log.exception("out of memory")
         return OutOfMemoryError("the machine ran out of memory; send a shorter recording or use a larger machine")
     log.exception("the engine failed")

@@ -24,11 +24,14 @@ from pathlib import Path
 from hansard.audio.fetch import fetch
 from hansard.engine import child
 from hansard.engine.wire import Cancel, Done, Failed, Leave, LogLine, Progress, Ready, ToChild, ToParent
-from hansard.errors import CancelledError, CrashedError, EngineError, from_code
+from hansard.errors import AudioError, CancelledError, CrashedError, EngineError, from_code
 from hansard.joblog import JOB_FIELD
-from hansard.pipeline import Job, Plan, StageReport
+from hansard.pipeline import Job
+from hansard.plan import Plan
 from hansard.request import Request
 from hansard.settings import Settings
+from hansard.speakers.enrol import blamed
+from hansard.stages import StageReport
 from hansard.transcript import Transcript
 from hansard.workspace import Workspace
 
@@ -85,14 +88,28 @@ class EngineHost:
         self.start()
         with self._workspace.job(job_id) as folder:
             begin = time.perf_counter()
-            audio = await self._fetch(request, folder, report)
+            samples = await self._fetch_samples(request, plan, folder)
+            audio = await self._fetch(request.audio, folder, report)
             fetched = {"fetch": round(time.perf_counter() - begin, 3)}
-            light = request.model_copy(update={"audio": audio.name})  # inline sound need not cross once more
-            job = Job(job_id, light, plan, audio, folder, self._settings.max_audio_hours)
+            light = request.model_copy(update={"audio": audio.name, "speaker_samples": []})  # sound crosses as files
+            job = Job(job_id, light, plan, audio, folder, samples)
             transcript = await self._run(job, report)
             return replace(transcript, timings=fetched | transcript.timings)
 
-    async def _fetch(self, request: Request, folder: Path, report: StageReport) -> Path:
+    async def _fetch_samples(self, request: Request, plan: Plan, folder: Path) -> tuple[tuple[str, Path], ...]:
+        """The known voices of a job, before its recording: a bad one is told within seconds. Raises AudioError."""
+        samples = []
+        for number, sample in enumerate(request.speaker_samples if plan.diarizer else ()):
+            try:
+                own = folder / f"sample-{number}"
+                own.mkdir()
+                path = await self._fetch(sample.url or sample.audio or "", own, lambda stage, fraction: None)
+            except AudioError as error:
+                raise blamed(error, sample.name) from None
+            samples.append((sample.name, path))
+        return tuple(samples)
+
+    async def _fetch(self, source: str, folder: Path, report: StageReport) -> Path:
         cancelled = threading.Event()
 
         def fetched(fraction: float) -> None:
@@ -100,7 +117,7 @@ class EngineHost:
                 raise CancelledError("the job was cancelled")
             report("fetch", fraction)
 
-        task = asyncio.ensure_future(asyncio.to_thread(fetch, request.audio, folder, self._settings, fetched))
+        task = asyncio.ensure_future(asyncio.to_thread(fetch, source, folder, self._settings, fetched))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:

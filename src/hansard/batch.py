@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from hansard.errors import OutOfMemoryError
-from hansard.vendors import no_room
+from hansard.vendors import give_back_memory, no_room
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,6 +25,7 @@ class Batch:
         at = 0
         while at < len(items):
             part = items[at : at + self.size]
+            full = False
             try:
                 done = work(part)
             except (RuntimeError, MemoryError) as error:
@@ -36,6 +37,9 @@ class Batch:
                         "or set COMPUTE_TYPE=int8"
                     ) from None
                 self.size = max(1, len(part) // 2)
+                full = True
+            if full:
+                give_back_memory()  # here, where the error no longer holds what the batch had made
             else:
                 yield part, done
                 at += len(part)

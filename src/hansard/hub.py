@@ -36,6 +36,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from hansard.errors import HubError, ModelError, ModelMissingError, TermsError, TokenMissingError, TokenRefusedError
+from hansard.orphan import leave_with
 from hansard.transcript import Report
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ ANSWER_S = 10.0  # that the hub has for each answer
 REMEMBER_S = 300.0  # that a yes of the hub is believed
 LOOK_S = 0.2  # between two looks at the growing files
 AT_ONCE = 4  # files
+RESERVE = 1_000_000_000  # bytes of the disk that no download takes: recordings need room too
 
 DISK_ERRORS = frozenset(
     (
@@ -105,7 +107,7 @@ class _Failure:
     said: str = ""  # the kind of the error, for the log
 
 
-_allowed: dict[tuple[str, str, str], float] = {}  # (endpoint, repository, hash of the token) → until when
+_allowed: dict[tuple[str, str, str], float] = {}  # (endpoint, what was asked, hash of the token) → until when
 _allowed_lock = threading.Lock()
 
 _THEIRS = (OSError, ValueError, RuntimeError, LookupError, TypeError)  # the last two: a page that is no hub's answer
@@ -120,10 +122,13 @@ class Hub:
         self._token = token.get_secret_value().strip() if token else ""
         self._offline = offline
 
-    def check(self, repository: str) -> None:
-        """Return when the files may be read: by memory, or by one short question. Raises ModelError."""
+    def check(self, repository: str, holds: str | None = None) -> None:
+        """Return when the files may be read and `holds` is one of them: by memory, or by one or two short questions.
+
+        Raises ModelError.
+        """
         self._refuse_to_ask(repository)
-        key = (self._endpoint, repository, hashlib.sha256(self._token.encode()).hexdigest())
+        key = (self._endpoint, f"{repository} {holds}", hashlib.sha256(self._token.encode()).hexdigest())
         with _allowed_lock:
             if _allowed.get(key, 0.0) > time.monotonic():
                 return
@@ -134,6 +139,8 @@ class Hub:
             address = f"{self._endpoint}/api/models/{repository}/auth-check"
             headers = build_hf_headers(token=self._token or False)
             hf_raise_for_status(get_session().get(address, headers=headers, timeout=ANSWER_S))
+        if holds and holds not in [file.name for file in self._list(repository)[1]]:
+            raise ModelMissingError(f"{repository} is no model of the kind that is needed: it has no {holds}")
         _remember(key)
 
     def download(self, repository: str, report: Report) -> None:
@@ -179,7 +186,7 @@ class Hub:
         """Say before the download that the disk cannot hold it."""
         there = next(place for place in (self._cache, *self._cache.parents) if place.exists())
         free = shutil.disk_usage(there).free
-        if missing > free:
+        if missing > free - RESERVE:
             raise ModelError(
                 f"{repository} needs {missing / 1e9:.1f} GB more and the disk of HF_HOME has {free / 1e9:.1f} GB left; "
                 "point HF_HOME to a larger disk or choose a smaller model"
@@ -323,7 +330,7 @@ def _watch(order: _Order, folder: Path, files: list[_File], report: Report) -> _
 
 def _fetch(connection: Connection, order: _Order) -> None:
     """Life of the process that downloads: every file, then one answer. Leaves when its parent is gone."""
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    leave_with(os.getppid())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's business
     warnings.simplefilter("ignore")
     try:
@@ -332,13 +339,6 @@ def _fetch(connection: Connection, order: _Order) -> None:
     except Exception as error:
         connection.send(_failure(error))
     os._exit(0)  # the other files' threads have nothing left to do
-
-
-def _leave_with(parent: int) -> None:
-    """Leave when the parent was killed: nobody would stop the download any more."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 def _fetch_files(order: _Order) -> None:

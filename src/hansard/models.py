@@ -3,7 +3,8 @@
     explicit folder ─▶ baked into the image ─▶ the platform's cache ─▶ the hub's cache ─▶ download
 
 A job may name a folder directly under MODELS_DIR (`tiny`) or a hub repository (`owner/name`), nothing else; an
-absolute path counts only where the operator wrote it into the settings. Links in these places are followed, wherever
+absolute path counts only where the operator wrote it into the settings. A folder of the image is known by the last
+part of a repository's name, whoever owns that. Links in these places are followed, wherever
 they lead: who can lay one there builds the image or owns the volume, and a job names places but creates none.
 
 The two caches are only read here, without a lock or a ref. Not covered: revisions other than the one that
@@ -43,8 +44,22 @@ class Models:
 
     def __init__(self, settings: Settings, token: SecretStr | None = None, report: Report = _silent) -> None:
         self.settings = settings
+        self.report = report
         self._token = token or settings.hf_token
-        self._report = report
+
+    def also_telling(self, listener: Report) -> Models:
+        """The same, with one more who hears how far a download is."""
+
+        def both(fraction: float) -> None:
+            listener(fraction)
+            self.report(fraction)
+
+        return Models(self.settings, self._token, both)
+
+    @staticmethod
+    def is_repository(name: str) -> bool:
+        """May this be the name of a hub repository, `owner/name`?"""
+        return _REPOSITORY.fullmatch(name) is not None
 
     @property
     def has_token(self) -> bool:
@@ -74,15 +89,18 @@ class Models:
         """The folder of a model, downloaded if it is not here. Raises ModelError, and whatever `report` raises."""
         if folder := self.find(name):
             return folder
-        self._hub_for(name).download(name, self._report)
+        self._hub_for(name).download(name, self.report)
         if folder := self.find(name):
             return folder
         raise ModelError(f"{name} was downloaded, but holds no weights that this worker can use; name another model")
 
-    def check(self, name: str) -> None:
-        """Return when `get` would work: no download, at most one short question to the hub. Raises ModelError."""
+    def check(self, name: str, holds: str | None = None) -> None:
+        """Return when `get` would work: no download, at most two short questions to the hub. Raises ModelError.
+
+        `holds` is a file that a repository must have to be of use; what is on this machine is taken as it is.
+        """
         if self.find(name) is None:
-            self._hub_for(name).check(name)
+            self._hub_for(name).check(name, holds)
 
     def _places(self, name: str) -> Iterator[Path | None]:
         """Where a model of this name would lie, best first."""

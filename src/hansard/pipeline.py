@@ -79,7 +79,7 @@ def run(job: Job, stock: Stock, report: StageReport) -> Transcript:
     separate = job.request.channels == "separate"
     hours = stock.settings.max_audio_hours
     audio = stages.run("decode", lambda r: decode(job.audio, job.folder, r, separate=separate, max_hours=hours))
-    ear = _Ear(job, stock, report)
+    ear = _Ear(job, stock, stages)
     if job.request.task == "diarization":
         heard = _hear_turns(ear, audio, stages)
     elif job.request.task == "transcription":
@@ -106,11 +106,11 @@ def run(job: Job, stock: Stock, report: StageReport) -> Transcript:
 class _Ear:
     """The plan's backends, each taken from the shelf when it is needed, so that they load side by side."""
 
-    def __init__(self, job: Job, stock: Stock, report: StageReport) -> None:
+    def __init__(self, job: Job, stock: Stock, stages: Stages) -> None:
         self.job = job
         self._stock = stock
         token = job.request.huggingface_access_token
-        self._models = Models(stock.settings, token, lambda fraction: report("download", fraction))
+        self._models = Models(stock.settings, token, lambda fraction: stages.tell("load", fraction))
 
     def transcribe(self, audio: Audio, report: Report, spans: Sequence[Span] | None = None) -> Transcription:
         return self._transcriber().transcribe(audio, self.job.request, report, spans)
@@ -184,7 +184,7 @@ def _hear_text_of_turns(ear: _Ear, audio: Audio, stages: Stages) -> _Heard:
 
 
 def _hear_channels(ear: _Ear, audio: Audio, stages: Stages) -> _Heard:
-    """Each channel on its own, as one speaker; the language is the first channel's."""
+    """Each channel on its own, as one speaker; the language is that of the channel in which most is said."""
     channels = [audio.channel(index) for index in range(audio.channels)]
     texts = stages.run("transcribe", lambda report: _each(channels, ear.transcribe, report))
     if ear.job.plan.align:
@@ -193,7 +193,10 @@ def _hear_channels(ear: _Ear, audio: Audio, stages: Stages) -> _Heard:
     spoken = [_spoken_by(f"SPEAKER_{index:02d}", s) for index, text in enumerate(texts) for s in text.segments]
     segments = tuple(sorted(spoken, key=lambda segment: segment.start))
     turns = tuple(Turn(s.start, s.end, s.speaker) for s in segments if s.speaker)
-    return _Heard(texts[0], segments, turns, tuple(warning for text in texts for warning in text.warnings))
+    main = max(texts, key=lambda text: sum(len(segment.text) for segment in text.segments))
+    spoken_in = [text for text in texts if text.segments] or texts  # that a channel is silent is no warning
+    warnings = tuple(warning for text in spoken_in for warning in text.warnings)
+    return _Heard(replace(main, warnings=()), segments, turns, warnings)
 
 
 def _each(items: Sequence[T], work: Callable[[T, Report], U], report: Report) -> list[U]:

@@ -6,9 +6,8 @@ two, loads nothing and touches no GPU.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from hansard.diarizers import DIARIZERS
 from hansard.errors import ModelError, RequestError, SettingsError, UnsupportedError
@@ -18,13 +17,15 @@ from hansard.settings import Settings
 from hansard.transcribers import TRANSCRIBERS
 from hansard.transcribers.capabilities import OPTIONS, Can
 
-STAGES = {"download": 0, "fetch": 5, "decode": 5, "transcribe": 45, "align": 10, "diarize": 30, "assign": 5}
+STAGES = {"load": 0, "fetch": 5, "decode": 5, "transcribe": 45, "align": 10, "diarize": 30, "assign": 5}
 """The stages in order, each with its share of the progress in percent: a rough guess, engines and machines differ.
 
-`download` is of a model that is not on this machine yet; it may come at any time, or never, so it has no share.
+`load` is the download of a model that is not on this machine yet, or the wait for one that is being loaded; it may come
+at any time, or never, so it has no share.
 """
 
 ALIGNER = "ctc"
+WHISPER_FILE = "model.bin"  # that a hub repository must have before gigabytes of it are downloaded
 
 GPU_TRANSCRIBER = "large-v3"
 GPU_DIARIZER = "pyannote/speaker-diarization-community-1"
@@ -33,8 +34,6 @@ CPU_DIARIZER = "embedded"
 
 NOT_YET = frozenset({"voxtral-small-latest", "voxtral-mini-latest"})
 """Models that callers of known workers name and no backend here offers so far."""
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,8 @@ class Plan:
     def model(self) -> str:
         """The model that an answer names: the transcriber's, or where there is none the diarizer's."""
         chosen = self.transcriber or self.diarizer
-        return chosen.model if chosen else ""
+        model = chosen.model if chosen else ""
+        return Path(model).name if Path(model).is_absolute() else model  # no answer holds a path of the machine
 
 
 def check(request: Request, settings: Settings) -> Plan:
@@ -86,7 +86,9 @@ def check(request: Request, settings: Settings) -> Plan:
     if problems := _cannot(transcriber.model if transcriber else None, can, request):
         raise UnsupportedError("; ".join(problems))
     if transcriber:
-        _reach(TRANSCRIBERS[transcriber.backend].models, transcriber, models)
+        known = TRANSCRIBERS[transcriber.backend].models
+        for repository in known.get(transcriber.model, (transcriber.model,)):
+            models.check(repository, holds=WHISPER_FILE)
     diarizer, warnings = _diarizer_in_reach(diarizer, request, models)
     wants_words = request.align_output or (diarizer is not None and request.task == "transcribe")
     return Plan(transcriber, diarizer, align=wants_words and can.needs_alignment, warnings=warnings)
@@ -101,6 +103,10 @@ def check_settings(settings: Settings) -> None:
             find(models)
         except RequestError as error:
             problems.append(f"{variable}: {error.sentence}")
+    missing = [
+        name for name in settings.align_models.values() if not models.is_repository(name) and not models.find(name)
+    ]
+    problems += [f"ALIGN_MODELS: {Path(name).name!r} is no folder under MODELS_DIR with a model" for name in missing]
     if problems:
         raise SettingsError("; ".join(problems))
 
@@ -130,7 +136,7 @@ def _diarizer_for(request: Request, models: Models) -> Choice:
     if request.model in _names(DIARIZERS):
         return _diarizer(request.model, models)
     known = ", ".join(_names(DIARIZERS))
-    raise RequestError(f"model {request.model[:100]!r} is no known diarizer; known diarizers: {known}")
+    raise _no_diarizer(request.model, known)
 
 
 def _transcriber(name: str, models: Models) -> Choice:
@@ -141,7 +147,7 @@ def _transcriber(name: str, models: Models) -> Choice:
         raise RequestError(f"model {name} is a diarizer; ask for task: diarization, or leave out model")
     if name in NOT_YET:
         raise UnsupportedError(f"model {name} is not offered by this worker yet; leave out model or name another")
-    if models.kind(name) == "whisper" or (models.find(name) is None and _HUB_ID.fullmatch(name)):
+    if models.kind(name) == "whisper" or (models.find(name) is None and models.is_repository(name)):
         return Choice("whisper", name)
     known = ", ".join([*_names(TRANSCRIBERS), *models.names("whisper")])
     raise RequestError(
@@ -153,20 +159,17 @@ def _diarizer(name: str, models: Models) -> Choice:
     for backend, cls in DIARIZERS.items():
         if name in cls.models:
             return Choice(backend, name)
-    if models.kind(name) == "pyannote" or (models.find(name) is None and _HUB_ID.fullmatch(name)):
+    if models.kind(name) == "pyannote" or (models.find(name) is None and models.is_repository(name)):
         return Choice("pyannote", name)
-    known = ", ".join([*_names(DIARIZERS), *models.names("pyannote")])
-    raise RequestError(f"model {name[:100]!r} is no known diarizer; known diarizers: {known}")
+    raise _no_diarizer(name, ", ".join([*_names(DIARIZERS), *models.names("pyannote")]))
+
+
+def _no_diarizer(name: str, known: str) -> RequestError:
+    return RequestError(f"model {name[:100]!r} is no known diarizer; known diarizers: {known}")
 
 
 def _names(table: dict[str, type]) -> list[str]:
     return [name for backend in table.values() for name in backend.models]  # type: ignore[attr-defined]
-
-
-def _reach(known: Mapping[str, tuple[str, ...]], choice: Choice, models: Models) -> None:
-    """Return when every weight of this choice is here or may be downloaded. Raises ModelError."""
-    for repository in known.get(choice.model, (choice.model,)):
-        models.check(repository)
 
 
 def _diarizer_in_reach(
@@ -176,7 +179,8 @@ def _diarizer_in_reach(
     if choice is None:
         return None, ()
     try:
-        _reach(DIARIZERS[choice.backend].models, choice, models)
+        for repository in DIARIZERS[choice.backend].needs(choice.model, models):
+            models.check(repository)
     except ModelError as error:
         optional = request.diarization and request.task in ("transcribe", "translate")
         if models.has_token or models.settings.diarization_required or not optional:

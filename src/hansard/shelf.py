@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 import time
@@ -10,12 +9,15 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from hansard.models import Models
-from hansard.vendors import no_room
+from hansard.vendors import give_back_memory, no_room
 
 log = logging.getLogger(__name__)
 
 MOST = 8
 """Models held at once. On a GPU memory is the limit; on a machine without one the kernel would kill the process."""
+
+
+WAIT_S = 0.5  # between two reports of one who waits for a model that another loads
 
 
 class Closable(Protocol):
@@ -28,12 +30,23 @@ B = TypeVar("B", bound=Closable)
 Key = tuple[Any, str]  # a backend and its model
 
 
+class _Loading:
+    """One model's turn to be loaded, and how much of it is downloaded, 0 to 1."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.fraction = 0.0
+
+    def note(self, fraction: float) -> None:
+        self.fraction = fraction
+
+
 class Shelf:
     """The backends of this process; safe to use from several threads."""
 
     def __init__(self) -> None:
         self._held: dict[Key, Any] = {}  # the one used longest ago comes first
-        self._loading: dict[Key, threading.Lock] = {}
+        self._loading: dict[Key, _Loading] = {}
         self._needed: set[Key] = set()
         self._lock = threading.Lock()
 
@@ -45,45 +58,59 @@ class Shelf:
     def get(self, backend: Callable[[str, Models], B], model: str, models: Models) -> B:
         """The one instance of a backend with this model, loaded now if it is not there.
 
-        When memory runs out while it loads, models that the job in hand has not asked for are let go, and it is tried
-        once more. Raises what its constructor raises.
+        Whoever waits while another loads it is told how far its download is, and may stop by raising from there. When
+        memory runs out, models that the job in hand has not asked for are let go, and it is tried once more. Raises
+        what its constructor raises.
         """
         key = (backend, model)
         with self._lock:
             self._needed.add(key)
-            loading = self._loading.setdefault(key, threading.Lock())
-        with loading:
+            loading = self._loading.setdefault(key, _Loading())
+        while not loading.lock.acquire(timeout=WAIT_S):
+            models.report(loading.fraction)
+        try:
             if key not in self._held:
-                loaded = self._load(key, lambda: backend(model, models))
+                loaded = self._load(key, lambda: backend(model, models.also_telling(loading.note)))
                 with self._lock:
                     self._held[key] = loaded
-                self._make_room(MOST)
+                self.make_room(MOST)
             with self._lock:
                 held: B = self._held[key]
                 self._held[key] = self._held.pop(key)
             return held
+        finally:
+            loading.lock.release()
 
     def _load(self, key: Key, load: Callable[[], B]) -> B:
         begin = time.perf_counter()
         try:
             loaded = load()
         except Exception as error:
-            if not no_room(error) or not self._make_room(0):
+            if not no_room(error):
                 raise
-            loaded = load()
+            full = error.with_traceback(None)  # or it would hold what was loaded so far
+        else:
+            return self._loaded(key, loaded, begin)
+        if not self.make_room():
+            raise full
+        return self._loaded(key, load(), begin)
+
+    @staticmethod
+    def _loaded(key: Key, loaded: B, begin: float) -> B:
         log.info("loaded %s in %.1f s", _name(key), time.perf_counter() - begin)
         return loaded
 
-    def _make_room(self, most: int) -> bool:
-        """Let go of what the job in hand does not need until `most` are held; was there any?"""
+    def make_room(self, most: int = 0) -> bool:
+        """Let go of what the job in hand has not asked for until `most` models are held; was there any?"""
         with self._lock:
             idle = [key for key in self._held if key not in self._needed][: max(0, len(self._held) - most)]
             gone = {key: self._held.pop(key) for key in idle}
-        for key, held in gone.items():
+        while gone:
+            key, held = gone.popitem()
             log.info("letting %s go to make room", _name(key))
             _close(key, held)
-        del gone
-        gc.collect()
+            del held
+        give_back_memory()
         return bool(idle)
 
     def close(self) -> None:

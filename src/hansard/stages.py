@@ -27,13 +27,17 @@ class Stages:
         self._error: BaseException | None = None  # the first one; what follows is only the others' stopping
         self.timings: dict[str, float] = {}
 
+    def tell(self, stage: str, fraction: float) -> None:
+        """Report how far a stage is. Raises CancelledError where another one has failed, and what the report raises."""
+        if self._error is not None:
+            raise CancelledError("another stage failed")
+        self._report(stage, fraction)
+
     def run(self, stage: str, work: Callable[[Report], T]) -> T:
         """One stage; its report carries its name."""
 
         def report(fraction: float) -> None:
-            if self._error is not None:
-                raise CancelledError("another stage failed")
-            self._report(stage, fraction)
+            self.tell(stage, fraction)
 
         begin = time.perf_counter()
         try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import logging
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -22,6 +24,22 @@ def no_room(error: BaseException) -> bool:
     if isinstance(error, MemoryError | OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+
+
+LOST = ("CUDA error", "CUDA failed with error", "CUDNN_STATUS", "CUBLAS_STATUS")
+"""How torch and CTranslate2 begin what they say of a GPU that no longer answers this process."""
+
+
+def gpu_lost(error: BaseException) -> bool:
+    """Does an error mean that this process can do nothing more on its GPU, whatever it tries?"""
+    return isinstance(error, RuntimeError) and not no_room(error) and any(sign in str(error) for sign in LOST)
+
+
+def give_back_memory() -> None:
+    """Let go of what nobody refers to, and of the GPU's memory that torch keeps for itself: CTranslate2 may need it."""
+    gc.collect()
+    if torch := sys.modules.get("torch"):
+        torch.cuda.empty_cache()
 
 
 class _Silence:

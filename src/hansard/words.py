@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from hansard.aligners import Aligner
-from hansard.errors import EngineMissingError, ModelError, UnsupportedError
+from hansard.errors import EngineMissingError, ModelError, OutOfMemoryError, UnsupportedError
 from hansard.transcript import Audio, Report, Segment, Transcription
 
 Own = Callable[[Audio, Sequence[Segment], Report], tuple[Segment, ...]]
@@ -18,8 +18,9 @@ def time_words(
 ) -> Transcription:
     """The same text with words and their times; segments keep their order.
 
-    `aligner_for` gives the aligner of a language, or raises UnsupportedError, EngineMissingError or ModelError: then
-    the words of that language get the transcriber's `own` times, and a warning says so.
+    `aligner_for` gives the aligner of a language. Where there is none (UnsupportedError, EngineMissingError,
+    ModelError) or it needs too much memory, the words of that language get the transcriber's `own` times, and a
+    warning says so.
     """
     segments = list(text.segments)
     warnings = list(text.warnings)
@@ -37,13 +38,12 @@ def time_words(
 
         chosen = [segments[index] for index in indices]
         try:
-            aligner = aligner_for(language)
-        except (UnsupportedError, EngineMissingError, ModelError) as error:
+            alignment = aligner_for(language).align(audio, chosen, part)
+        except (UnsupportedError, EngineMissingError, ModelError, OutOfMemoryError) as error:
             told = own(audio, [replace(segment, language=language) for segment in chosen], part)
             timed = tuple(replace(new, language=old.language) for new, old in zip(told, chosen, strict=True))
             warnings.append(f"word times of language {language} are the model's own, less exact: {error.sentence}")
         else:
-            alignment = aligner.align(audio, chosen, part)
             timed = alignment.segments
             warnings += alignment.warnings
         for index, segment in zip(indices, timed, strict=True):

@@ -22,7 +22,10 @@ def main(connection: Connection, settings: Settings) -> None:
 
 
 def obey(job: Job, stock: Stock, report: StageReport) -> Transcript:
-    """`work SECONDS`, `hang`, `die`, `exit`, `bug`, `memory`, `refuse`; the model says where this ran, or `samples`."""
+    """`work SECONDS`, `hang`, `die`, `exit`, `bug`, `gpu`, `memory`, `refuse`.
+
+    The model says where this ran, or what `samples` there were.
+    """
     order, _, argument = (job.request.prompt or "work 0").partition(" ")
     report("decode", 0.5)
     if order == "work":
@@ -38,6 +41,8 @@ def obey(job: Job, stock: Stock, report: StageReport) -> Transcript:
         os._exit(3)
     elif order == "bug":
         raise ValueError("/a/path/of/the/machine")
+    elif order == "gpu":
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
     elif order == "memory":
         raise MemoryError
     elif order == "refuse":

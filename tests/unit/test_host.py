@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from hansard.engine import child
 from hansard.engine.host import EngineHost
-from hansard.errors import AudioError, CrashedError, EngineError, HansardError, OutOfMemoryError
+from hansard.errors import AudioError, CrashedError, EngineError, HansardError, OutOfMemoryError, RequestError
 from hansard.plan import Choice, Plan
 from hansard.request import parse
 from hansard.settings import Settings
@@ -102,6 +102,7 @@ async def test_a_job_of_an_id_that_is_running_is_refused(host: EngineHost) -> No
         ("refuse", AudioError, "cannot be used"),
         ("bug", HansardError, "log has the details"),
         ("memory", OutOfMemoryError, "shorter recording"),
+        ("gpu", CrashedError, "GPU stopped answering"),
         ("die", CrashedError, "killed.*memory"),
         ("exit", CrashedError, "exit code 3"),
     ],
@@ -186,6 +187,14 @@ async def test_a_closed_host_takes_no_job(tmp_path: Path, monkeypatch: pytest.Mo
     assert engines() == []
 
 
+async def test_an_engine_that_lost_its_gpu_is_replaced(host: EngineHost) -> None:
+    """Every later call on that GPU would fail in the old process, though it lives."""
+    before = (await post(host, "work 0")).model
+    with pytest.raises(CrashedError):
+        await post(host, "gpu")
+    assert (await post(host, "work 0")).model != before
+
+
 # Known voices
 
 
@@ -214,6 +223,8 @@ async def test_samples_reach_the_engine_as_files(host: EngineHost) -> None:
         ({"name": "Bob", "audio": "data:text/html,<html>sorry</html>"}, AudioError, "not_audio"),
         ({"name": "Bob", "url": "http://127.0.0.1:1/bob.wav"}, AudioError, "url_refused"),
         ({"name": "Bob", "audio": "data:audio/wav;base64,"}, AudioError, "empty_audio"),
+        ({"name": "Bob", "audio": "not base64!"}, RequestError, "invalid_request"),
+        ({"name": "Bob", "url": "/etc/passwd"}, RequestError, "invalid_request"),
     ],
 )
 async def test_a_bad_sample_is_an_error_that_names_it(

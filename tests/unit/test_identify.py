@@ -52,12 +52,21 @@ def test_the_sum_of_similarities_is_the_greatest_possible() -> None:
         voices = {f"S{i}": chance.normal(size=8).astype(np.float32) for i in range(3)}
         samples = [(f"N{i}", chance.normal(size=8).astype(np.float32)) for i in range(4)]
         unit = {name: v / np.linalg.norm(v) for name, v in [*voices.items(), *samples]}
-        found = identify(voices, samples, -1.0)
+        found = identify(voices, samples, 0.1)
         best = max(
-            sum(float(unit[s] @ unit[n]) for s, n in zip(voices, names, strict=True))
+            sum(likeness for s, n in zip(voices, names, strict=True) if (likeness := float(unit[s] @ unit[n])) >= 0.1)
             for names in itertools.permutations([name for name, _ in samples], 3)
         )
         assert sum(match.similarity for match in found.values()) == pytest.approx(best, abs=1e-5)
+
+
+def test_two_weak_pairs_do_not_displace_a_strong_one() -> None:
+    """A low threshold lets all pairs count: what matters is how alike they are, not how many."""
+    likeness = np.array([[0.9, 0.35], [0.35, 0.1]])
+    voices = {f"S{i}": np.append(row, np.eye(2)[i] * np.sqrt(1 - row @ row)) for i, row in enumerate(likeness)}
+    samples = [("Alice", np.eye(4)[0].astype(np.float32)), ("Bob", np.eye(4)[1].astype(np.float32))]
+    found = identify(voices, samples, 0.3)
+    assert {speaker: match.name for speaker, match in found.items()} == {"S0": "Alice"}
 
 
 def test_samples_of_one_name_count_together() -> None:

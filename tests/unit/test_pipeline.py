@@ -93,9 +93,13 @@ class Stage:
 
         class Diarizer:
             models: ClassVar[dict[str, tuple[str, ...]]] = {"cardboard turns": ()}
-            same_voice: ClassVar[float] = 0.5
+            same_voice: ClassVar[float] = 0.99
 
             def __init__(self, model: str, models: Models) -> None: ...
+
+            @classmethod
+            def needs(cls, model: str, models: Models) -> tuple[str, ...]:
+                return ()
 
             def diarize(self, audio: Audio, request: Request, report: Report) -> Diarization:
                 return diarize(audio, request, report)
@@ -202,7 +206,7 @@ def test_every_stage_of_the_plan_is_timed_and_reported(stage: Stage, fields: dic
     plan = check(
         parse({"audio": "data:,", "model": "cardboard", **fields}), Settings(diarization_model="cardboard turns")
     )
-    assert {*made.timings, "fetch", "download"} == set(plan.stages)
+    assert {*made.timings, "fetch", "load"} == set(plan.stages)
     assert made.timings["transcribe"] >= 0.05
     for name in made.timings:
         fractions = [fraction for stage_name, fraction in stage.reports if stage_name == name]
@@ -227,24 +231,16 @@ def test_diarizing_and_transcribing_overlap(stage: Stage) -> None:
     assert stage.run(transcribe, diarize, diarization=True).segments
 
 
-def test_the_time_of_both_is_the_time_of_the_longer(stage: Stage) -> None:
-    def slow(result: Any) -> Any:
-        time.sleep(0.3)
-        return result
-
-    begin = time.perf_counter()
-    made = stage.run(lambda *_: slow(TEXT), lambda *_: slow(SPEECH), diarization=True)
-    assert time.perf_counter() - begin < 0.55
-    assert made.timings["transcribe"] >= 0.3
-    assert made.timings["diarize"] >= 0.3
-
-
 def test_models_load_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     together = threading.Barrier(2)
 
     class Both:
         can: ClassVar[Can] = Can(languages=None)
         same_voice: ClassVar[float] = 0.5
+
+        @classmethod
+        def needs(cls, model: str, models: Models) -> tuple[str, ...]:
+            return ()
 
         def __init__(self, model: str, models: Models) -> None:
             together.wait(PATIENCE_S)
@@ -505,6 +501,14 @@ def test_a_known_voice_gets_its_name(stage: Stage) -> None:
 def test_the_threshold_decides(stage: Stage, threshold: float, name: str | None) -> None:
     made = stage.run(diarize=lambda *_: HEARD, speaker_threshold=threshold, **NAMED)
     assert made.segments[1].speaker_id == name
+
+
+@pytest.mark.usefixtures("quiet_eve")
+def test_without_a_threshold_the_diarizers_own_decides(stage: Stage) -> None:
+    alone = Diarization((Turn(0.0, 2.0, A),), (Turn(0.0, 2.0, A),), voices={A: np.asarray([0.2, 0.9], np.float32)})
+    assert stage.run(diarize=lambda *_: alone, **NAMED).segments[0].speaker_id is None
+    named = stage.run(diarize=lambda *_: alone, speaker_threshold=0.9, **NAMED)
+    assert named.segments[0].speaker_id == "Eve"
 
 
 @pytest.mark.usefixtures("quiet_eve")

@@ -300,24 +300,63 @@ def test_a_gated_diarizer_is_asked_for_before_anything_else(
             check(request, asked)
 
 
+CUSTOM = """
+pipeline:
+  name: pyannote.audio.pipelines.SpeakerDiarization
+  params: {clustering: AgglomerativeClustering, segmentation: pyannote/segmentation-3.0, embedding: $model/embedding}
+params: {}
+"""
+
+
+def test_a_pipeline_of_the_operator_is_checked_with_the_parts_it_names(tmp_path: Path) -> None:
+    """Not in mid-job, after the recording was downloaded and decoded."""
+    folder = tmp_path / "models" / "ours"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(CUSTOM)
+    request = parse({"audio": "data:,", "model": "able", "diarization": True})
+    assert check(request, settings(diarization_model="ours")).diarizer is None
+    with pytest.raises(HubError, match=r"pyannote/segmentation-3\.0"):
+        check(request, settings(diarization_model="ours", diarization_required=True))
+
+
+def test_a_repository_that_holds_no_whisper_is_refused_before_it_is_downloaded() -> None:
+    with Hub({"someone/aligner": TINY / "wav2vec2-tiny-synthetic"}) as hub:
+        asked = settings(hf_endpoint=hub.url, hf_hub_offline=False)
+        with pytest.raises(ModelMissingError, match=r"someone/aligner is no model .* it has no model\.bin"):
+            check(parse({"audio": "data:,", "model": "someone/aligner"}), asked)
+        assert not [asked for asked in hub.log if "/resolve/" in asked.path]
+
+
+@pytest.mark.parametrize("name", ["no-such-folder", "/nowhere"])
+def test_an_aligner_that_is_nowhere_is_a_mistake_of_the_settings(name: str) -> None:
+    with pytest.raises(SettingsError, match=r"ALIGN_MODELS: .* is no folder under MODELS_DIR with a model"):
+        check_settings(settings(align_models={"fr": name}))
+    check_settings(settings(align_models={"fr": "owner/name"}))
+
+
+def test_no_answer_names_a_path_of_the_machine() -> None:
+    assert Plan(Choice("whisper", "/models/of/ours")).model == "ours"
+    assert Plan(Choice("whisper", "owner/name")).model == "owner/name"
+
+
 # The plan
 
 
 @pytest.mark.parametrize(
     ("fields", "diarizer", "stages"),
     [
-        ({}, None, ["download", "fetch", "decode", "transcribe"]),
-        ({"align_output": True}, None, ["download", "fetch", "decode", "transcribe", "align"]),
+        ({}, None, ["load", "fetch", "decode", "transcribe"]),
+        ({"align_output": True}, None, ["load", "fetch", "decode", "transcribe", "align"]),
         (
             {"diarization": True},
             Choice("embedded", "embedded"),
-            ["download", "fetch", "decode", "transcribe", "align", "diarize", "assign"],
+            ["load", "fetch", "decode", "transcribe", "align", "diarize", "assign"],
         ),
-        ({"channels": "separate"}, None, ["download", "fetch", "decode", "transcribe"]),
+        ({"channels": "separate"}, None, ["load", "fetch", "decode", "transcribe"]),
         (
             {"task": "translate", "diarization": True},
             Choice("embedded", "embedded"),
-            ["download", "fetch", "decode", "transcribe", "diarize", "assign"],
+            ["load", "fetch", "decode", "transcribe", "diarize", "assign"],
         ),
     ],
 )

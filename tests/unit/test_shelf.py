@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import ClassVar
 
 import pytest
 
-from hansard.errors import EngineMissingError
+from hansard.errors import CancelledError, EngineMissingError
 from hansard.models import Models
 from hansard.settings import Settings
 from hansard.shelf import MOST, Shelf
@@ -203,3 +204,58 @@ def test_the_one_used_longest_ago_goes_first() -> None:
     shelf.begin()
     get(shelf, wanted, "one more")
     assert [one.model for one in wanted.made if one.closed] == ["1"]
+
+
+def test_whoever_waits_is_told_how_far_the_download_is_and_may_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hansard.shelf.WAIT_S", 0.01)
+    begun, over = threading.Event(), threading.Event()
+    told: list[float] = []
+
+    class Slow(Backend):
+        made: ClassVar[list[Backend]] = []
+
+        def __init__(self, model: str, models: Models) -> None:
+            models.report(0.25)
+            begun.set()
+            assert over.wait(PATIENCE_S)
+            super().__init__(model, models)
+
+    def leave(fraction: float) -> None:
+        told.append(fraction)
+        if len(told) == 3:
+            raise CancelledError("the caller left")
+
+    shelf = Shelf()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(shelf.get, Slow, "tiny", MODELS)
+        assert begun.wait(PATIENCE_S)
+        with pytest.raises(CancelledError):
+            shelf.get(Slow, "tiny", Models(Settings(), report=leave))
+        over.set()
+    assert told == [0.25, 0.25, 0.25]
+    assert shelf.get(Slow, "tiny", MODELS) is first.result()
+
+
+def test_what_was_loaded_before_memory_ran_out_is_gone_when_it_is_tried_again() -> None:
+    """A half-loaded model that the error still holds would take the room that the second try needs."""
+    shelf, wanted = Shelf(), backend()
+    alive: list[weakref.ref[Half]] = []
+
+    class Half:
+        """The part of a model that fitted."""
+
+    class Big(Backend):
+        made: ClassVar[list[Backend]] = []
+
+        def __init__(self, model: str, models: object) -> None:
+            half = Half()
+            alive.append(weakref.ref(half))
+            if len(alive) == 1:
+                raise RuntimeError("CUDA failed with error out of memory")
+            assert alive[0]() is None
+            super().__init__(model, models)
+
+    get(shelf, wanted)
+    shelf.begin()
+    get(shelf, Big)
+    assert len(alive) == 2

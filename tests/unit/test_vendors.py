@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hansard.errors import EngineMissingError, OutOfMemoryError
-from hansard.vendors import no_room, packaged, quiet
+from hansard.vendors import gpu_lost, no_room, packaged, quiet
 from places import ROOT
 
 
@@ -21,6 +21,8 @@ from places import ROOT
     ("error", "is_memory"),
     [
         (MemoryError(), True),
+        (RuntimeError("cuBLAS failed with status CUBLAS_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
         (RuntimeError("CUDA failed with error out of memory"), True),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"), True),
         (OutOfMemoryError("said by ourselves"), True),
@@ -30,6 +32,22 @@ from places import ROOT
 )
 def test_how_memory_is_said_to_be_full(error: Exception, is_memory: bool) -> None:
     assert no_room(error) is is_memory
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
+        (RuntimeError("CUDA failed with error unspecified launch failure"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), True),
+        (RuntimeError("cuBLAS failed with status CUBLAS_STATUS_ALLOC_FAILED"), False),
+        (RuntimeError("CUDA failed with error out of memory"), False),
+        (RuntimeError("shapes differ"), False),
+        (ValueError("CUDA error"), False),
+    ],
+)
+def test_how_a_gpu_is_said_to_be_lost(error: Exception, is_lost: bool) -> None:
+    assert gpu_lost(error) is is_lost
 
 
 def test_silence_lasts_until_the_last_thread_that_asked_for_it_is_done() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hansard.aligners import Alignment
-from hansard.errors import HubError, UnsupportedError
+from hansard.errors import HubError, OutOfMemoryError, UnsupportedError
 from hansard.transcript import Audio, Report, Segment, Transcription, Word
 from hansard.words import time_words
 
@@ -44,6 +44,8 @@ def time(text: Transcription, *, known: str = "en fr", reports: list[float] | No
     def aligner_for(language: str) -> Aligner:
         if language == "hub":
             raise HubError("the hub does not answer")
+        if language == "big":
+            raise OutOfMemoryError("too big")
         if language not in known.split():
             raise UnsupportedError(f"no aligner for {language}")
         return Aligner(language)
@@ -69,7 +71,9 @@ def test_each_language_goes_to_its_own_aligner_and_the_order_stays() -> None:
     assert [segment.start for segment in timed.segments] == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(("code", "says"), [("tlh", "no aligner for tlh"), ("hub", "the hub does not answer")])
+@pytest.mark.parametrize(
+    ("code", "says"), [("tlh", "no aligner for tlh"), ("hub", "the hub does not answer"), ("big", "too big")]
+)
 def test_without_an_aligner_the_models_own_times_serve_and_a_warning_says_so(code: str, says: str) -> None:
     segments = (Segment(0, 1, "x", language=code), Segment(1, 2, "y", language="en"))
     timed = time(Transcription(segments, "en"))

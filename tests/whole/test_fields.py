@@ -42,7 +42,7 @@ TOLD_APART = {"audio": RU, "diarization": True}
 
 @pytest.fixture(scope="module")
 def voices(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
-    """Samples of the two people of the English clip: a sentence or two of each."""
+    """Samples of the two people of the English clip, some sentences of each; beside them French on a right channel."""
     folder = tmp_path_factory.mktemp("voices")
     sound = decode(CLIPS / "meeting_en_2voices.flac", folder, lambda _: None)
     truth = json.loads((CLIPS / "meeting_en_2voices.json").read_text())["turns"]
@@ -52,6 +52,8 @@ def voices(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
         path = folder / f"{name}.flac"
         soundfile.write(path, np.concatenate([sound.mono(t["start"], t["end"]) for t in turns]), SAMPLE_RATE)
         samples.append({"name": name, "url": path.as_uri()})
+    french = decode(CLIPS / "meeting_fr.flac", folder, lambda _: None).mono()
+    soundfile.write(folder / "stereo.wav", np.stack([np.zeros_like(french), french], axis=1), SAMPLE_RATE)
     return samples
 
 
@@ -192,9 +194,9 @@ CASES: dict[str, Case] = {
         lambda a: ("srt" in a, "tsv" in a),
     ),
     "channels": (
-        {"audio": RU},
-        {"audio": RU, "channels": "separate"},
-        lambda a: a.get("speakers"),
+        {"audio": "STEREO"},
+        {"audio": "STEREO", "channels": "separate"},
+        lambda a: [(s.get("speaker"), s["text"]) for s in a["segments"]],
     ),
     "huggingface_access_token": (
         {"audio": FR, "model": GATED},
@@ -218,6 +220,8 @@ def test_every_field_is_here() -> None:
 def test_the_field_changes_the_outcome(field: str, ask: Ask, voices: list[dict[str, str]]) -> None:
     *jobs, about = CASES[field]
     samples = {sample["name"]: sample for sample in voices}
+    stereo = Path(voices[0]["url"].removeprefix("file://")).with_name("stereo.wav").as_uri()
+    jobs = [{**job, "audio": stereo} if job["audio"] == "STEREO" else job for job in jobs]
     given = [
         {**job, "speaker_samples": [samples[name] for name in job["speaker_samples"]]}
         if "speaker_samples" in job
@@ -255,6 +259,13 @@ def test_a_gated_model_is_downloaded_with_the_token_of_the_job(ask: Ask, hub: Hu
     answer = ask(audio=FR, model=GATED, huggingface_access_token=TOKEN)
     assert texts(answer) == texts(ask(audio=FR))
     assert TOKEN not in json.dumps(answer)
+
+
+def test_a_silent_channel_decides_nothing(ask: Ask, voices: list[dict[str, str]]) -> None:
+    stereo = Path(voices[0]["url"].removeprefix("file://")).with_name("stereo.wav").as_uri()
+    answer = ask(audio=stereo, channels="separate")
+    assert (answer["detected_language"], answer["speakers"], answer["warnings"]) == ("fr", ["SPEAKER_01"], [])
+    assert answer["language_probability"] > 0.9
 
 
 def test_given_turns_keep_their_order_and_their_speakers(ask: Ask) -> None:

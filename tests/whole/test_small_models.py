@@ -7,6 +7,7 @@ full-size model is. Their own error, measured without us, is in tests/models/tin
 from __future__ import annotations
 
 import re
+import runpy
 from collections.abc import Callable
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 from hansard.pipeline import Stock
+from hansard.plan import GPU_DIARIZER
 from hansard.settings import Settings
 from hansard.transcript import Transcript, Word
 from hub import Hub
@@ -131,11 +133,35 @@ def test_a_language_without_an_aligner_keeps_whispers_own_times(truth: Truth, se
     assert starts.mean() < 0.2
 
 
+def test_a_whole_job_runs_on_folders_alone(settings: Settings, truth: Truth, tmp_path: Path) -> None:
+    """Whisper, aligner and a pipeline laid out like community-1, all under MODELS_DIR: no token, no hub."""
+    runpy.run_path(str(TINY.parent / "make_pyannote.py"))["make"](tmp_path)
+    for folder in ("whisper-tiny-synthetic-ct2", "wav2vec2-tiny-synthetic"):
+        (tmp_path / folder).symlink_to(TINY / folder)
+    stock = Stock(settings.model_copy(update={"models_dir": tmp_path, "diarization_model": GPU_DIARIZER}))
+    heard = run_job(stock, CLIPS / "meeting_en_2voices.flac", {"diarization": True})
+    stock.shelf.close()
+    turns = truth("meeting_en_2voices")
+    pairs = [(speaker, word.speaker) for _, speaker, word in matched(turns, heard)]
+    assert len(pairs) > 100
+    assert sum(speaker == label for speaker, label in pairs) >= 0.98 * len(pairs)
+    assert heard.warnings == ()
+
+
+def test_without_a_token_a_whole_job_loses_its_speakers_and_says_so(settings: Settings) -> None:
+    stock = Stock(settings.model_copy(update={"diarization_model": GPU_DIARIZER}))
+    heard = run_job(stock, CLIPS / "meeting_fr.flac", {"diarization": True})
+    stock.shelf.close()
+    assert len(heard.segments) == 7
+    assert {segment.speaker for segment in heard.segments} == {None}
+    assert [warning.split(":")[0] for warning in heard.warnings] == ["speakers were not told apart"]
+
+
 def test_a_model_is_downloaded_once_with_progress_and_then_needs_no_hub(settings: Settings, tmp_path: Path) -> None:
     reports: list[float] = []
 
     def note(stage: str, fraction: float) -> None:
-        if stage == "download":
+        if stage == "load":
             reports.append(fraction)
 
     with Hub({"Systran/faster-whisper-tiny": TINY / "whisper-tiny-synthetic-ct2"}) as hub:

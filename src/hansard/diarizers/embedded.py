@@ -39,6 +39,10 @@ class Embedded:
 
             self._pipeline = EmbeddedPipeline(segmentation, encoder)
 
+    @classmethod
+    def needs(cls, model: str, models: Models) -> tuple[str, ...]:
+        return cls.models[model]
+
     def diarize(self, audio: Audio, request: Request, report: Report) -> Diarization:
         """Turns of one channel; the counts of the request bound the number of speakers."""
         return vendor.diarize(self._pipeline, audio, request, vendor.progress(report, STAGE_SHARES))

@@ -55,6 +55,19 @@ def read(model: str, models: Models) -> Layout:
     return Layout(parts["segmentation"], parts["embedding"], plda, exclude_overlap, parameters)
 
 
+def repositories(model: str, models: Models) -> tuple[str, ...]:
+    """The other repositories that a pipeline on this machine takes parts from; none for one that is not here yet."""
+    import yaml
+
+    folder = models.find(model)
+    try:
+        given = yaml.safe_load((folder / "config.yaml").read_text())["pipeline"]["params"] if folder else {}
+        parts = [str(given[part]) for part in ("segmentation", "embedding", "plda") if part in given]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return ()  # `read` will say what is wrong with it
+    return tuple(part for part in parts if not part.startswith(BESIDE))
+
+
 def _part(name: str, folder: Path, models: Models) -> Path:
     """The folder of a part: beside the config.yaml, or a repository of its own."""
     return folder / name.removeprefix(BESIDE) if name.startswith(BESIDE) else models.get(name)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from hansard.diarizers import vendor
-from hansard.diarizers.layout import read
+from hansard.diarizers.layout import read, repositories
 from hansard.errors import ModelError
 from hansard.models import Models
 from hansard.request import Request
@@ -57,6 +57,11 @@ class Pyannote:
             except UNREADABLE:
                 raise ModelError(f"the weights or parameters of {model} cannot be loaded; fetch it again") from None
             self._pipeline.move("cuda" if models.settings.on_gpu else "cpu")
+
+    @classmethod
+    def needs(cls, model: str, models: Models) -> tuple[str, ...]:
+        """The repositories of a known name; of a folder, itself and the repositories that its config.yaml names."""
+        return cls.models.get(model) or (model, *repositories(model, models))
 
     def diarize(self, audio: Audio, request: Request, report: Report) -> Diarization:
         """Turns of one channel; the counts of the request bound the number of speakers."""

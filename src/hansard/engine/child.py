@@ -13,24 +13,28 @@ import queue
 import signal
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 
 from hansard.diarizers import DIARIZERS
-from hansard.engine.wire import Cancel, Done, Failed, Leave, LogLine, Progress, Ready, ToChild, ToParent
-from hansard.errors import CancelledError, HansardError, OutOfMemoryError
+from hansard.engine.wire import Cancel, Done, Failed, Leave, LogLine, Progress, Ready, Spent, ToChild, ToParent
+from hansard.errors import CancelledError, CrashedError, HansardError, OutOfMemoryError
 from hansard.joblog import JOB_FIELD
 from hansard.models import Models
+from hansard.orphan import leave_with
 from hansard.pipeline import Job, Stock, run
 from hansard.plan import default_diarizer, default_transcriber
 from hansard.settings import Settings
+from hansard.stages import StageReport
 from hansard.transcribers import TRANSCRIBERS
-from hansard.vendors import no_room
+from hansard.transcript import Transcript
+from hansard.vendors import gpu_lost, no_room
 
 log = logging.getLogger(__name__)
+
+GPU_LOST = 70  # exit code of a process whose GPU no longer answers it; the parent starts another
 
 
 def main(connection: Connection, settings: Settings) -> None:
@@ -39,17 +43,10 @@ def main(connection: Connection, settings: Settings) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.stdout.flush()
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    leave_with(os.getppid())
     engine = Engine(connection, settings)
     threading.Thread(target=engine.warm_up, daemon=True).start()
     engine.serve()
-
-
-def _leave_with(parent: int) -> None:
-    """Leave when the parent is gone, even if it was killed while another process held its end of the pipe."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(0)
 
 
 class Engine:
@@ -62,6 +59,7 @@ class Engine:
         self._cancelled: set[str] = set()
         self._running: str | None = None
         self._stock = Stock(settings)
+        self._gpu_lost = False
         root = logging.getLogger()
         root.handlers[:] = [_ToParent(self)]
         root.setLevel(logging.INFO)
@@ -108,11 +106,18 @@ class Engine:
             answer = self._run(job)
             if isinstance(answer, Failed):
                 gc.collect()  # the error's traceback holds the decoded recording, which is gigabytes of disk
+            if self._gpu_lost:
+                self.send(Spent())  # first, so that the job after this one goes to another process
             self.send(answer)
             self._running = None
-        self._stock.shelf.close()
+            if self._gpu_lost:
+                break
+        if not self._gpu_lost:  # letting go of what lies on a GPU that does not answer may never end
+            self._stock.shelf.close()
         self._outbox.put(None)
         self._sender.join()
+        if self._gpu_lost:
+            os._exit(GPU_LOST)
 
     def _listen(self) -> None:
         try:
@@ -140,10 +145,24 @@ class Engine:
             self.send(Progress(job.id, stage, fraction))
 
         try:
-            return Done(job.id, run(job, self._stock, report))
+            return Done(job.id, self._run_with_room(job, report))
         except Exception as error:
+            self._gpu_lost = gpu_lost(error)
             told = _as_ours(error, job.id)
             return Failed(job.id, told.code, told.sentence)
+
+    def _run_with_room(self, job: Job, report: StageReport) -> Transcript:
+        """Run a job; when memory runs out, let go of what earlier jobs left and run it once more."""
+        try:
+            return run(job, self._stock, report)
+        except Exception as error:
+            if not no_room(error):
+                raise
+            full = error.with_traceback(None)  # or it would hold the first try's data
+        if not self._stock.shelf.make_room():
+            raise full
+        log.warning("memory ran out: models of earlier jobs were let go, and the job begins anew")
+        return run(job, self._stock, report)
 
 
 def _as_ours(error: Exception, job_id: str) -> HansardError:
@@ -151,9 +170,11 @@ def _as_ours(error: Exception, job_id: str) -> HansardError:
     if isinstance(error, HansardError):
         return error
     if no_room(error):
-        log.exception("out of memory")
+        log.error("out of memory", exc_info=error)
         return OutOfMemoryError("the machine ran out of memory; send a shorter recording or use a larger machine")
-    log.exception("the engine failed")
+    log.error("the engine failed", exc_info=error)
+    if gpu_lost(error):
+        return CrashedError("the GPU stopped answering in mid-job; the engine is started again, send the job again")
     return HansardError(f"the engine failed on this job; the worker's log has the details under job {job_id}")
 
 

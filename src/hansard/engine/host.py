@@ -23,8 +23,8 @@ from pathlib import Path
 
 from hansard.audio.fetch import fetch
 from hansard.engine import child
-from hansard.engine.wire import Cancel, Done, Failed, Leave, LogLine, Progress, Ready, ToChild, ToParent
-from hansard.errors import AudioError, CancelledError, CrashedError, EngineError, from_code
+from hansard.engine.wire import Cancel, Done, Failed, Leave, LogLine, Progress, Ready, Spent, ToChild, ToParent
+from hansard.errors import AudioError, CancelledError, CrashedError, EngineError, RequestError, from_code
 from hansard.joblog import JOB_FIELD
 from hansard.pipeline import Job
 from hansard.plan import Plan
@@ -104,7 +104,7 @@ class EngineHost:
                 own = folder / f"sample-{number}"
                 own.mkdir()
                 path = await self._fetch(sample.url or sample.audio or "", own, lambda stage, fraction: None)
-            except AudioError as error:
+            except (AudioError, RequestError) as error:
                 raise blamed(error, sample.name) from None
             samples.append((sample.name, path))
         return tuple(samples)
@@ -160,9 +160,16 @@ class EngineHost:
             process.kill()
             await asyncio.to_thread(process.wait)
 
-    def _receive(self, message: ToParent) -> None:
+    def _receive(self, process: _EngineProcess, message: ToParent) -> None:
         """Take one message of an engine process; called on its reading thread."""
         match message:
+            case Spent():
+                with self._lock:
+                    if process is self._process:
+                        self._process = None
+                        log.error("the engine process lost its GPU: another one is started")
+                        if not self._closing:
+                            self.start()
             case LogLine(job, level, name, text):
                 logging.getLogger(name).log(level, "%s", text, extra={JOB_FIELD: job})
             case Progress(job, stage, fraction) if pending := self._pending.get(job):
@@ -201,7 +208,10 @@ class _EngineProcess:
     """One engine process and the thread that reads from it."""
 
     def __init__(
-        self, settings: Settings, receive: Callable[[ToParent], None], died: Callable[[_EngineProcess], None]
+        self,
+        settings: Settings,
+        receive: Callable[[_EngineProcess, ToParent], None],
+        died: Callable[[_EngineProcess], None],
     ) -> None:
         spawn = multiprocessing.get_context("spawn")  # never fork: this process runs threads and an event loop
         self._connection, theirs = spawn.Pipe()
@@ -259,7 +269,7 @@ class _EngineProcess:
                 break
             self.ready |= isinstance(message, Ready)
             try:
-                self._receive(message)
+                self._receive(self, message)
             except Exception:  # this thread must live, or every job would wait for ever
                 log.exception("a message of the engine process could not be handled")
         self._process.join()

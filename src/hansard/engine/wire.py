@@ -65,4 +65,11 @@ class Failed:
 
 
 ToChild = Job | Cancel | Leave
-ToParent = Ready | Progress | LogLine | Done | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """This process takes no further job, since its GPU does not answer it any more; it ends when it has said so."""
+
+
+ToParent = Ready | Spent | Progress | LogLine | Done | Failed

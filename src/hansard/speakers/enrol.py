@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hansard.audio.decode import decode
 from hansard.diarizers import Diarizer
-from hansard.errors import AudioError, EmptyAudioError
+from hansard.errors import AudioError, EmptyAudioError, HansardError
 from hansard.speakers.identify import Enrolments
 from hansard.transcript import Float32, Report
 
@@ -38,6 +38,6 @@ def enrol(
     return voices
 
 
-def blamed(error: AudioError, name: str) -> AudioError:
+def blamed(error: HansardError, name: str) -> HansardError:
     """The same error, naming the sample at fault."""
     return type(error)(f"speaker sample {name!r}: {error.sentence}")

@@ -73,7 +73,7 @@ def identify(
     speakers = list(voices)
     likeness = np.stack([_unit(voices[speaker]) for speaker in speakers]) @ known.T
     enough = likeness >= threshold
-    rows, columns = linear_sum_assignment(np.where(enough, likeness + 1, 0), maximize=True)
+    rows, columns = linear_sum_assignment(np.where(enough, likeness, 0), maximize=True)
     return {
         speakers[row]: Match(names[column], float(np.clip(likeness[row, column], -1, 1)))
         for row, column in zip(rows, columns, strict=True)

@@ -116,7 +116,9 @@ class Request(_Strict):
         5, description="speech chunks that vote on the language"
     )
     speaker_verification: bool = Field(False, description="name speakers by `speaker_samples`")
-    speaker_samples: list[SpeakerSample] = Field([], max_length=100, description="known voices, each `{name, url}` or `{name, audio}`")
+    speaker_samples: list[SpeakerSample] = Field(
+        [], max_length=100, description="known voices, each `{name, url}` or `{name, audio}`"
+    )
     speaker_threshold: Probability | None = Field(None, description="similarity from which a voice is named")
     segments: list[GivenSegment] | None = Field(None, description="known turns, each `{start, end, speaker}`")
     output_formats: list[OutputFormat] = Field(

@@ -200,5 +200,16 @@ def test_a_stretch_of_silence_has_an_empty_text(transcriber: Transcriber, speech
     assert len(plain(spoken.text)) > 30
 
 
+def test_the_shortest_of_stretches_are_segments_too(transcriber: Transcriber, speech: Audio, asked: Request) -> None:
+    begin = 1.5
+    spans = [Span(begin, begin + length) for length in (0.0, 1e-5, 0.015, 0.05, 0.1, 4.0)]
+    spans += [Span(0.0, 0.0), Span(speech.duration - 0.01, speech.duration)]
+    segments = transcriber.transcribe(speech, asked, ignore, spans).segments
+    assert [(segment.start, segment.end) for segment in segments] == [(span.start, span.end) for span in spans]
+    assert len(transcriber.time_words(speech, segments, ignore)) == len(spans)
+    assert segments[5].text
+    assert transcriber.transcribe(speech, asked, ignore).segments
+
+
 def test_no_stretches_no_segments(transcriber: Transcriber, speech: Audio, asked: Request) -> None:
     assert transcriber.transcribe(speech, asked, ignore, []).segments == ()

@@ -21,7 +21,7 @@ import torchaudio
 from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 from whisperx.alignment import DEFAULT_ALIGN_MODELS_HF, DEFAULT_ALIGN_MODELS_TORCH, align, load_align_model
 
-from hansard.aligners import acoustic, ctc
+from hansard.aligners import bundles, ctc
 from hansard.aligners.acoustic import WILDCARD, Acoustic, Vocabulary, model_name
 from hansard.aligners.ctc import Ctc
 from hansard.errors import CancelledError, HubError, ModelError, OutOfMemoryError, UnsupportedError
@@ -349,6 +349,44 @@ def test_a_model_that_fails_on_a_window_costs_only_its_segments() -> None:
         assert segment == (segments if place in failed else lambda name: aligned(name).segments)("meeting_fr")[place]
 
 
+@pytest.mark.parametrize("step", ["tokens", "_path"])
+def test_an_unexpected_error_costs_only_its_segment_and_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
+) -> None:
+    failing(monkeypatch, step, KeyError("surprise"))
+    found = aligner("fr").align(clip("meeting_fr")[0], segments("meeting_fr"), ignore)
+    [failed] = [place for place, segment in enumerate(found.segments) if not segment.words]
+    assert found.segments[failed] == segments("meeting_fr")[failed]
+    for place, segment in enumerate(found.segments):
+        assert place == failed or segment == aligned("meeting_fr").segments[place]
+    assert found.warnings[0].startswith(f"1 of {len(found.segments)} segments")
+    assert "surprise" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error", [CancelledError("enough"), MemoryError(), RuntimeError("CUDA error: an illegal memory access")]
+)
+@pytest.mark.parametrize("step", ["tokens", "_path"])
+def test_what_concerns_all_segments_is_let_through(
+    monkeypatch: pytest.MonkeyPatch, step: str, error: Exception
+) -> None:
+    failing(monkeypatch, step, error)
+    with pytest.raises(type(error)):
+        aligner("fr").align(clip("meeting_fr")[0], segments("meeting_fr"), ignore)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, step: str, error: Exception) -> None:
+    """Let a step of the alignment fail the first time."""
+    real, errors = getattr(ctc, step), [error]
+
+    def fail_once(*given: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return real(*given)
+
+    monkeypatch.setattr(ctc, step, fail_once)
+
+
 def test_texts_without_words_are_no_failure() -> None:
     silent = [Segment(0, 1, ""), Segment(1, 2, "  ")]
     found = aligner("fr").align(clip("meeting_fr")[0], silent, ignore)
@@ -427,13 +465,26 @@ def test_loading_asks_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == []
 
 
-def test_a_broken_model_is_an_error_without_a_path(tmp_path: Path) -> None:
+def test_a_broken_model_is_an_error_without_a_path(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for file in (TINY / TINY_CTC).iterdir():
         (tmp_path / "broken").mkdir(exist_ok=True)
         (tmp_path / "broken" / file.name).write_bytes(file.read_bytes()[: 1000 if file.stem == "model" else None])
     with pytest.raises(ModelError, match="language fr") as caught:
         Ctc("fr", models(tmp_path, align_models={"fr": "broken"}))
-    assert str(tmp_path) not in str(caught.value)
+    assert str(tmp_path) not in str(caught.value) + caplog.text
+    assert "the aligner of language fr cannot be loaded: SafetensorError" in caplog.text
+
+
+@pytest.mark.parametrize("said", ["CUDA error: unspecified launch failure", "CUDA out of memory. Tried to allocate"])
+def test_a_gpu_that_fails_while_a_model_is_loaded_is_no_fault_of_the_model(
+    monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("whisperx.alignment.load_align_model", fail)
+    with pytest.raises(RuntimeError, match=said):
+        Ctc("fr", models(align_models={"fr": TINY_CTC}))
 
 
 @pytest.fixture
@@ -478,7 +529,7 @@ def test_a_bundle_is_downloaded_once(
 ) -> None:
     file, content = bundle
     with Loopback() as server:
-        monkeypatch.setattr(acoustic, "BUNDLES", server.url("/models"))
+        monkeypatch.setattr(bundles, "BUNDLES", server.url("/models"))
         server.plays[f"/models/{file}"] = lambda player: player.answer(HTTPStatus.OK, content)
         assert aligns(Ctc("en", models(tmp_path)))
         assert aligns(Ctc("en", models(tmp_path, hf_hub_offline=True)))
@@ -495,11 +546,79 @@ def test_a_bundle_whose_download_broke_off_is_fetched_again(
         player.answer(HTTPStatus.OK, body, Content_Length=len(content))
 
     with Loopback() as server:
-        monkeypatch.setattr(acoustic, "BUNDLES", server.url("/models"))
+        monkeypatch.setattr(bundles, "BUNDLES", server.url("/models"))
         server.plays[f"/models/{file}"] = break_off_once
+        with pytest.raises(HubError, match="language en"):
+            Ctc("en", models(tmp_path))
+        assert stored() == []
+        assert aligns(Ctc("en", models(tmp_path)))
+    assert stored() == [file]
+
+
+def stored() -> list[str]:
+    """What lies in torch's cache."""
+    return [path.name for path in (Path(torch.hub.get_dir()) / "checkpoints").iterdir()]
+
+
+def test_a_bundle_that_is_none_is_fetched_again(
+    bundle: tuple[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, content = bundle
+    with Loopback() as server:
+        monkeypatch.setattr(bundles, "BUNDLES", server.url("/models"))
+        server.plays[f"/models/{file}"] = lambda player: player.answer(
+            HTTPStatus.OK, b"<html>" if player.first() else content
+        )
         with pytest.raises(ModelError, match="language en"):
             Ctc("en", models(tmp_path))
         assert aligns(Ctc("en", models(tmp_path)))
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_server_that_falls_silent_is_not_waited_for(
+    bundle: tuple[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    def stall(player: Player) -> None:
+        if begun:
+            player.start(HTTPStatus.OK, Content_Length=len(bundle[1]))
+            player.wfile.write(bundle[1][:1000])
+        player.stall()
+
+    with Loopback() as server:
+        monkeypatch.setattr(bundles, "BUNDLES", server.url("/models"))
+        monkeypatch.setattr(bundles, "READ_S", 0.2)
+        server.plays[f"/models/{bundle[0]}"] = stall
+        with pytest.raises(HubError, match="could not be downloaded"):
+            Ctc("en", models(tmp_path))
+    assert stored() == []
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_a_slow_download_tells_how_far_it_is_and_hears_a_cancel(
+    bundle: tuple[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: bool
+) -> None:
+    told: list[float] = []
+
+    def trickle(player: Player) -> None:
+        player.start(HTTPStatus.OK, Content_Length=len(bundle[1]) if length else None)
+        for byte in range(100):
+            player.wfile.write(bundle[1][byte : byte + 1])
+            if player.server.over.wait(0.02):
+                return
+
+    def report(fraction: float) -> None:
+        told.append(fraction)
+        if len(told) == 5:
+            raise CancelledError("enough")
+
+    with Loopback() as server:
+        monkeypatch.setattr(bundles, "BUNDLES", server.url("/models"))
+        server.plays[f"/models/{bundle[0]}"] = trickle
+        with pytest.raises(CancelledError):
+            Ctc("en", Models(models(tmp_path).settings, report=report))
+    assert told == sorted(told)
+    assert (told[-1] > 0) is length
+    assert stored() == []
 
 
 @pytest.mark.parametrize("offline", [True, False])
@@ -510,7 +629,7 @@ def test_a_bundle_that_cannot_be_had(
         player.answer(HTTPStatus.SERVICE_UNAVAILABLE)
 
     with Loopback() as server:
-        monkeypatch.setattr(acoustic, "BUNDLES", server.url("/models"))
+        monkeypatch.setattr(bundles, "BUNDLES", server.url("/models"))
         server.plays[f"/models/{bundle[0]}"] = refuse
         with pytest.raises(HubError, match=bundle[0]) as caught:
             Ctc("en", models(tmp_path, hf_hub_offline=offline))

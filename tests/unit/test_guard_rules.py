@@ -13,9 +13,15 @@ SENTENCE = "The next meeting is on Friday at two."
 
 
 def judge(
-    text: str, *, logprob: float = -0.2, no_speech: float = 0.0, seconds: float = 10.0, speech: float | None = None
+    text: str,
+    *,
+    logprob: float = -0.2,
+    no_speech: float = 0.0,
+    seconds: float = 10.0,
+    speech: float | None = None,
+    ended: bool = True,
 ) -> Fault | None:
-    return fault(Heard(text, logprob, no_speech, seconds, seconds if speech is None else speech), LIMITS)
+    return fault(Heard(text, logprob, no_speech, seconds, seconds if speech is None else speech, ended), LIMITS)
 
 
 def test_an_ordinary_sentence_stands() -> None:
@@ -95,18 +101,29 @@ def test_a_character_of_chinese_counts_for_several_letters() -> None:
 def test_no_speech_counts_only_where_the_words_are_doubtful(
     logprob: float, no_speech: float, expected: Fault | None
 ) -> None:
-    assert judge(SENTENCE, logprob=logprob, no_speech=no_speech) is expected
+    assert judge(SENTENCE, logprob=logprob, no_speech=no_speech, speech=1.0) is expected
+
+
+def test_a_model_that_hears_nobody_is_not_believed_where_somebody_speaks() -> None:
+    assert judge(SENTENCE, logprob=-1.2, no_speech=0.9, speech=1.4) is Fault.SILENCE
+    assert judge(SENTENCE, logprob=-1.2, no_speech=0.9, speech=1.6) is Fault.GAP
+
+
+def test_a_text_without_an_end_is_at_fault_and_what_is_worse_comes_first() -> None:
+    assert judge(SENTENCE, ended=False) is Fault.ENDLESS
+    assert judge(SENTENCE, ended=False, logprob=-3.0) is Fault.ENDLESS
+    assert judge(SENTENCE * 9, ended=False, seconds=30) is Fault.REPETITION
 
 
 def test_no_words_are_silence_unless_somebody_speaks() -> None:
     assert judge("", speech=0.2) is Fault.SILENCE
     assert judge("", speech=8.0) is Fault.GAP
-    assert judge("", speech=8.0, no_speech=0.9) is Fault.SILENCE
+    assert judge("", speech=8.0, no_speech=0.9) is Fault.GAP
 
 
 def test_the_thresholds_are_the_settings() -> None:
     settings = Settings(no_speech_threshold=0.3, logprob_threshold=-0.5, compression_ratio_threshold=1.0)
     assert Limits.of(settings) == Limits(no_speech=0.3, logprob=-0.5, compression=1.0)
     assert fault(Heard(SENTENCE, -0.6, 0.0, 10, 10), LIMITS) is None
-    assert fault(Heard(SENTENCE, -0.6, 0.4, 10, 10), Limits.of(settings)) is Fault.SILENCE
+    assert fault(Heard(SENTENCE, -0.6, 0.4, 10, 1), Limits.of(settings)) is Fault.SILENCE
     assert fault(Heard(SENTENCE * 2, -0.1, 0.0, 10, 10), Limits.of(settings)) is Fault.REPETITION

@@ -212,7 +212,10 @@ def test_windows_are_fewer_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch)
         return model(windows)
 
     monkeypatch.setattr(voices, "_model", scarce)
-    assert np.allclose(voices(audio, ignore).probability, expected.probability, atol=1e-3)
+    found = voices(audio, ignore)
+    assert np.allclose(found.probability, expected.probability, atol=1e-3)
+    assert expected.warnings == ()
+    assert found.warnings == ("memory was short: speech was looked for in 4 windows at a time, not 32",)
     assert max(sizes[2:]) <= room < sizes[0]
     room = 0
     with pytest.raises(OutOfMemoryError):
@@ -225,6 +228,13 @@ def test_windows_are_fewer_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch)
 def activity_of(*parts: tuple[float, float], step: float = 0.01) -> Activity:
     """An activity made of (probability, seconds)."""
     return Activity(np.concatenate([np.full(round(s / step), p, np.float32) for p, s in parts]), step)
+
+
+def test_a_span_is_heard_by_its_likeliest_moment() -> None:
+    activity = activity_of((0.0, 1.0), (0.4, 0.01), (0.1, 1.0))
+    assert activity.hears(Span(0.5, 1.5), OFFSET)
+    assert not activity.hears(Span(1.1, 1.5), OFFSET)
+    assert not activity.hears(Span(3.0, 3.0), OFFSET)
 
 
 def test_speech_begins_above_onset_and_ends_below_offset() -> None:

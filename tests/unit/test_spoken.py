@@ -83,6 +83,20 @@ def test_thousands_with_spaces_are_one_number(text: str, language: str, expected
     assert {token: found[token] for token in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ("language", "written"),
+    [
+        ("es", "9" * 15 + "º"),
+        ("en", "9" * 5000 + "th"),
+        ("en", "1" + ",000" * 300),
+    ],
+)
+def test_a_number_too_large_to_be_read_is_still_a_token(language: str, written: str) -> None:
+    [token] = tokens(written, language)
+    assert token.text == written
+    assert token.spoken
+
+
 @pytest.mark.parametrize("text", ["", " ", "a", "  two  words ", "x\u00a0y\tz\n", "12 , 5 ; – 3 000 000"])
 def test_tokens_are_what_stands_between_spaces(text: str) -> None:
     assert [token.text for token in tokens(text, "en")] == text.split()

@@ -25,6 +25,7 @@ from hansard.request import Request, parse
 from hansard.settings import Settings
 from hansard.transcribers.guard import loops
 from hansard.transcribers.whisper import LANGUAGES, Whisper
+from hansard.transcribers.whisper_model import FRAME_S, Decoded, Encoded, Manner
 from hansard.transcript import SAMPLE_RATE, Audio, Segment, Span, Transcription
 from places import ROOT
 
@@ -168,17 +169,26 @@ def test_silence_and_noise_give_no_words(default_whisper: Whisper) -> None:
 
 
 def test_noise_taken_for_speech_gives_no_words(whisper: Whisper, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model says that nobody speaks, whatever found speech there: nothing is told of it."""
-    monkeypatch.setattr(whisper, "_voice_activity", everywhere)
-    heard = whisper.transcribe(recording("silence_noise"), ask(language="en"), ignore)
-    assert heard.segments == ()
-    assert heard.warnings == ()
+    """The model says that nobody speaks: nothing is told of it where a second was taken for speech, else a gap is."""
+    noise = part(recording("silence_noise"), 0, 9)
+    for activity, told in ((briefly, 0), (everywhere, 1)):
+        monkeypatch.setattr(whisper, "_voice_activity", activity)
+        heard = whisper.transcribe(noise, ask(language="en"), ignore)
+        assert heard.segments == ()
+        assert [warning.startswith("somebody speaks") for warning in heard.warnings] == [True] * told
 
 
 def everywhere(audio: Audio, report: Callable[[float], None]) -> Activity:
     """A voice activity model that hears speech everywhere."""
     report(1.0)
     return Activity(np.full(round(audio.duration * 100), 0.9, np.float32), 0.01)
+
+
+def briefly(audio: Audio, report: Callable[[float], None]) -> Activity:
+    """One that hears it in the first second."""
+    heard = everywhere(audio, report)
+    heard.probability[100:] = 0
+    return heard
 
 
 def test_an_earlier_job_changes_nothing(whisper: Whisper) -> None:
@@ -378,9 +388,48 @@ def test_batches_are_as_large_as_asked_and_cost_no_words(whisper: Whisper, monke
 
 def test_a_short_sound_is_given_few_tokens(whisper: Whisper, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = prompts_seen(whisper, monkeypatch)
-    whisper.transcribe(part(recording(EN2), 0, 4), ask(language="en"), ignore)
+    whisper.transcribe(part(recording(EN2), 0, 2), ask(language="en"), ignore)
     whisper.transcribe(recording(EN2), ask(language="en"), ignore)
-    assert calls[0]["max_length"] < 150 < calls[-1]["max_length"] == 448
+    assert calls[0]["max_length"] < 250 < calls[-1]["max_length"] == 448
+
+
+@pytest.mark.parametrize("context", [0, 223])
+@pytest.mark.parametrize("seconds", [0.5, 2.0, 30.0])
+@pytest.mark.parametrize("manner", [Manner(5), Manner(1), Manner(5, 0.6)])
+def test_there_is_room_for_the_densest_speech_and_a_text_cut_off_is_known(
+    endless: Whisper, whisper: Whisper, seconds: float, context: int, manner: Manner
+) -> None:
+    """Byte-level tokens of some scripts come at 32 a second; Whisper itself writes 224, or what the prompt leaves."""
+    for backend, ended in ((endless, False), (whisper, True)):
+        weights = backend._weights
+        sounds = weights.encode([recording(EN2).mono(0, seconds)])
+        [decoded] = weights.decode(sounds, [weights.prompt("en", "transcribe", [100] * context)], manner)
+        assert decoded.ended is ended
+        if not ended:
+            assert len(decoded.tokens) >= min(32 * seconds, 222)
+
+
+def test_no_part_of_a_text_cut_off_is_taken_for_the_whole(endless: Whisper) -> None:
+    """Although what is written before the cut may look like a text."""
+    heard = endless.transcribe(part(recording(EN2), 0, 6.5), ask(language="en"), ignore)
+    assert heard.segments == ()
+    assert heard.warnings
+
+
+def test_more_words_than_a_model_can_write_at_once_are_decoded_in_parts(
+    whisper: Whisper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real model, allowed so few tokens for a long sound that its text is cut off in mid-sentence."""
+    from hansard.transcribers import whisper_model
+
+    audio = part(recording(EN2), 0, 15)
+    monkeypatch.setattr(whisper_model, "MOST_TOKENS", 100)
+    temperatures = faulty(whisper, monkeypatch, lambda *_: None)
+    heard = whisper.transcribe(audio, ask(language="en"), ignore)
+    spoken = plain(" ".join(turn["text"] for turn in turns(EN2) if turn["end"] < 15))
+    assert jiwer.wer(spoken, said(heard)) < 0.2
+    assert heard.warnings == ()
+    assert temperatures == [0.0, 0.0]
 
 
 def test_onset_and_offset_decide_what_counts_as_speech(whisper: Whisper, usual: Callable[[str], Transcription]) -> None:
@@ -399,16 +448,24 @@ def result(tokens: list[int], logprob: float = -0.3, no_speech: float = 0.0) -> 
 def faulty(
     whisper: Whisper, monkeypatch: pytest.MonkeyPatch, fault: Callable[[float, float], SimpleNamespace | None]
 ) -> list[float]:
-    """Let `generate` give a faulty result where `fault(temperature, seconds)` has one; the temperatures asked for."""
-    model, temperatures = whisper._weights._model, []
+    """Let `generate` give a faulty result where `fault(temperature, seconds)` has one; the temperatures asked for.
+
+    `seconds` are those of the longest sound in the batch.
+    """
+    model, decode, temperatures, longest = whisper._weights._model, whisper._weights.decode, [], 0.0
+
+    def noted(sounds: Encoded, *others: Any) -> list[Decoded]:
+        nonlocal longest
+        longest = max(sounds.frames) * FRAME_S
+        return decode(sounds, *others)
 
     def generate(states: Any, prompts: list[list[int]], **options: Any) -> list[Any]:
         temperature = options.get("sampling_temperature", 0.0)
         temperatures.append(temperature)
         real = model.generate(states, prompts, **options)
-        seconds = (options["max_length"] - len(prompts[0]) - 20) / 25
-        return [fault(temperature, seconds) or one for one in real]
+        return [fault(temperature, longest) or one for one in real]
 
+    monkeypatch.setattr(whisper._weights, "decode", noted)
     stand_in(whisper, monkeypatch, generate)
     return temperatures
 
@@ -479,13 +536,40 @@ def test_tries_are_bounded(
     assert len(calls) == 6 + 3 + 3  # the whole at six temperatures, parts and their parts at three
 
 
+@pytest.fixture
+def silent(tokens: Callable[[str], list[int]]) -> SimpleNamespace:
+    """What a model gives that hears nobody speak."""
+    return result(tokens("Thank you."), logprob=-1.5, no_speech=0.95)
+
+
 def test_no_speech_is_silence_and_not_tried_again(
-    whisper: Whisper, monkeypatch: pytest.MonkeyPatch, tokens: Callable[[str], list[int]]
+    whisper: Whisper, monkeypatch: pytest.MonkeyPatch, silent: SimpleNamespace
 ) -> None:
-    silent = result(tokens("Thank you."), logprob=-1.5, no_speech=0.95)
+    monkeypatch.setattr(whisper, "_voice_activity", briefly)
     temperatures = faulty(whisper, monkeypatch, lambda *_: silent)
     heard = whisper.transcribe(recording(FR), ask(language="en"), ignore)
     assert (heard.segments, heard.warnings, temperatures) == ((), (), [0.0])
+
+
+def test_no_speech_where_somebody_speaks_is_tried_again(
+    whisper: Whisper, monkeypatch: pytest.MonkeyPatch, silent: SimpleNamespace
+) -> None:
+    audio = part(recording(EN2), 0, 15)
+    faulty(whisper, monkeypatch, lambda _, seconds: silent if seconds > 11 else None)
+    heard = whisper.transcribe(audio, ask(language="en"), ignore)
+    spoken = plain(" ".join(turn["text"] for turn in turns(EN2) if turn["end"] < 15))
+    assert jiwer.wer(spoken, said(heard)) < 0.2
+    assert heard.warnings == ()
+
+
+def test_speech_in_which_a_model_always_hears_nobody_is_told_of(
+    whisper: Whisper, monkeypatch: pytest.MonkeyPatch, silent: SimpleNamespace
+) -> None:
+    temperatures = faulty(whisper, monkeypatch, lambda *_: silent)
+    heard = whisper.transcribe(part(recording(EN2), 0, 3.2), ask(language="en"), ignore)
+    assert heard.segments == ()
+    assert heard.warnings == ("somebody speaks and no words were recognised: 0.2-3.2 s",)
+    assert len(temperatures) == 6
 
 
 def test_a_sentence_left_out_is_decoded_by_itself(
@@ -509,18 +593,19 @@ def test_what_is_really_said_over_and_over_is_kept(whisper: Whisper) -> None:
     assert 7 <= said(heard).count("friday") <= 10
 
 
-def test_a_model_that_loops_by_itself_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def endless() -> Iterator[Whisper]:
     """The real model, kept from ever ending its text: it goes on until its tokens run out."""
-    whisper = load(vad_method="silero")
-    weights = whisper._weights
-    monkeypatch.setattr(
-        weights,
-        "_suppressed",
-        [*weights._suppressed, weights._eot, *range(weights._first_time, weights._first_time + 1501)],
-    )
-    temperatures = faulty(whisper, monkeypatch, lambda *_: None)
-    heard = whisper.transcribe(part(recording(EN2), 0, 3.2), ask(language="en"), ignore)
-    whisper.close()
+    backend = load(vad_method="silero")
+    weights = backend._weights
+    weights._suppressed += [weights._eot, *range(weights._first_time, weights._first_time + 1501)]
+    yield backend
+    backend.close()
+
+
+def test_a_model_that_loops_by_itself_is_caught(endless: Whisper, monkeypatch: pytest.MonkeyPatch) -> None:
+    temperatures = faulty(endless, monkeypatch, lambda *_: None)
+    heard = endless.transcribe(part(recording(EN2), 0, 3.2), ask(language="en"), ignore)
     assert len(temperatures) > 1
     assert not loops("".join(segment.text for segment in heard.segments))
 
@@ -536,16 +621,16 @@ def test_the_thresholds_of_the_settings_count(threshold: dict[str, float], told:
     assert any(told in warning for warning in heard.warnings)
 
 
-def test_the_no_speech_threshold_of_the_settings_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    noise = recording("silence_noise")
-    unsure = {"logprob_threshold": 1.0}  # so that nothing but no-speech decides
-    for threshold, tries in ((0.5, 1), (1.0, 6)):
-        whisper = load(vad_method="silero", no_speech_threshold=threshold, **unsure)
-        monkeypatch.setattr(whisper, "_voice_activity", everywhere)
-        temperatures = faulty(whisper, monkeypatch, lambda *_: None)
-        whisper.transcribe(part(noise, 0, 3.0), ask(language="en"), ignore)
-        whisper.close()
-        assert len(temperatures) == tries
+@pytest.mark.parametrize(("threshold", "tries"), [(0.5, 1), (1.0, 6)])
+def test_the_no_speech_threshold_of_the_settings_counts(
+    monkeypatch: pytest.MonkeyPatch, silent: SimpleNamespace, threshold: float, tries: int
+) -> None:
+    whisper = load(vad_method="silero", no_speech_threshold=threshold)
+    monkeypatch.setattr(whisper, "_voice_activity", briefly)
+    temperatures = faulty(whisper, monkeypatch, lambda *_: silent)
+    whisper.transcribe(part(recording("silence_noise"), 0, 3.0), ask(language="en"), ignore)
+    whisper.close()
+    assert len(temperatures) == tries
 
 
 # Memory
@@ -590,6 +675,13 @@ def test_other_errors_of_the_engine_are_not_taken_for_memory() -> None:
 
     with pytest.raises(RuntimeError, match="cuBLAS"):
         list(Batch(4).run([1, 2], broken))
+
+
+def test_a_voice_activity_model_short_of_memory_is_told_of(whisper: Whisper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        whisper, "_voice_activity", lambda audio, report: replace(everywhere(audio, report), warnings=("few windows",))
+    )
+    assert "few windows" in whisper.transcribe(part(recording(EN2), 0, 3.2), ask(), ignore).warnings
 
 
 # Given spans
@@ -669,6 +761,43 @@ def test_segments_in_any_order_without_text_or_too_long_keep_their_place(whisper
     assert timed[3].words[-1].end == pytest.approx(45)
     assert seen[-1] == 1.0
     assert whisper.time_words(audio, [], ignore) == ()
+
+
+@pytest.mark.parametrize("length", [1e-5, 0.001, 0.015, 0.019, 0.03])
+def test_the_shortest_of_segments_is_timed_beside_others(whisper: Whisper, length: float) -> None:
+    audio, turn = recording(EN2), turns(EN2)[0]
+    usual = Segment(turn["start"], turn["end"], turn["text"])
+    for start in (turn["end"] + 1, audio.duration - length):
+        short = Segment(start, start + length, "the budget")
+        timed = whisper.time_words(audio, [usual, short], ignore)
+        assert [word.text for word in timed[1].words] == ["the", "budget"]
+        assert all(start <= word.start <= word.end <= start + length for word in timed[1].words)
+        assert whisper.time_words(audio, [short], ignore)[0].words
+
+
+def test_words_that_the_model_has_no_times_for_are_spread(whisper: Whisper, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = SimpleNamespace(alignments=[], text_token_probs=[])
+    double = SimpleNamespace(encode=whisper._weights._model.encode, align=lambda *_: [nothing])
+    monkeypatch.setattr(whisper._weights, "_model", double)
+    [timed] = whisper.time_words(recording(EN2), [Segment(1.0, 2.0, "ab cd", language="en")], ignore)
+    assert [(word.start, word.end) for word in timed.words] == [(1.0, 1.5), (1.5, 2.0)]
+
+
+def test_words_timed_in_smaller_batches_are_logged(
+    whisper: Whisper, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = whisper._weights._model
+    segments = [Segment(turn["start"], turn["end"], turn["text"], language="en") for turn in turns(EN3)]
+
+    def scarce(states: Any, start: list[int], texts: list[list[int]], frames: list[int]) -> Any:
+        if len(texts) > 2:
+            raise RuntimeError("CUDA failed with error out of memory")
+        return model.align(states, start, texts, frames)
+
+    double = SimpleNamespace(encode=model.encode, align=scarce, detect_language=model.detect_language)
+    monkeypatch.setattr(whisper._weights, "_model", double)
+    assert all(segment.words for segment in whisper.time_words(recording(EN3), segments, ignore))
+    assert "2 windows at a time, not 4" in caplog.text
 
 
 def test_text_without_spaces_is_timed_by_characters(whisper: Whisper) -> None:

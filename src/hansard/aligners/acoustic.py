@@ -6,23 +6,22 @@ with blank and word separator, normalisation, and the memory of a GPU.
 
 from __future__ import annotations
 
+import logging
 import math
 import unicodedata
-from http.client import HTTPException
-from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
 
-from hansard.errors import HubError, ModelError, OutOfMemoryError, UnsupportedError
+from hansard.aligners import bundles
+from hansard.errors import ModelError, OutOfMemoryError, UnsupportedError
 from hansard.models import Models
 from hansard.settings import Settings
 from hansard.transcript import Float32
-from hansard.vendors import no_room, quiet
+from hansard.vendors import gpu_lost, no_room, quiet
+
+log = logging.getLogger(__name__)
 
 STRIDE = 320  # samples per frame: every wav2vec2, HuBERT and WavLM model has this stack of convolutions
 FIELD = 400  # samples that one frame looks at, and the least that a model takes
-
-BUNDLES = "https://download.pytorch.org/torchaudio/models"  # as in torchaudio.pipelines
 
 WILDCARD = -1  # stands for a character that the model has no output for
 
@@ -65,7 +64,11 @@ class Acoustic:
         from whisperx.alignment import load_align_model
 
         name = model_name(language, models.settings)
-        folder, weights = _located(name, language, models)
+        folder, weights = name, None
+        if bundles.is_bundle(name):
+            weights = str(bundles.folder(name, language, models))
+        else:
+            folder = str(models.get(name))
         device = "cuda" if models.settings.on_gpu else "cpu"
         with quiet():
             try:
@@ -77,9 +80,11 @@ class Acoustic:
                     else Wav2Vec2FeatureExtractor.from_pretrained(folder).do_normalize
                 )
             except Exception as error:  # each kind of broken file has an exception of its own
-                if no_room(error):
+                if no_room(error) or gpu_lost(error):
                     raise
-                _forget_download(name)
+                cause = type(error.__context__ or error).__name__  # WhisperX raises a ValueError for whatever it is
+                log.warning("the aligner of language %s cannot be loaded: %s", language, cause)
+                bundles.forget(name)
                 raise ModelError(
                     f"the aligner of language {language} is not a wav2vec2 CTC model that can be loaded; "
                     "fetch it again, or name another with ALIGN_MODELS"
@@ -138,48 +143,3 @@ def model_name(language: str, settings: Settings) -> str:
     if language not in known:
         raise UnsupportedError(f"there is no aligner for language {language}; name one with ALIGN_MODELS")
     return known[language]
-
-
-def _located(name: str, language: str, models: Models) -> tuple[str, str | None]:
-    """What to give to WhisperX: a bundle's name and the folder with its file, or a model's folder."""
-    import torchaudio
-
-    if name in torchaudio.pipelines.__all__:
-        return name, str(_bundle_folder(getattr(torchaudio.pipelines, name)._path, language, models.settings))
-    return str(models.get(name)), None
-
-
-def _bundle_folder(file: str, language: str, settings: Settings) -> Path:
-    """The folder that holds a torchaudio bundle's file: it came with the image, or is in torch's cache, or now is."""
-    import torch
-
-    baked, cache = settings.models_dir / "torchaudio", _cache()
-    for folder in (baked, cache):
-        if (folder / file).is_file():
-            return folder
-    how = f"put {file} into the folder torchaudio of MODELS_DIR, or name another aligner with ALIGN_MODELS"
-    if settings.hf_hub_offline:
-        raise HubError(f"the aligner of language {language} is not on this machine and HF_HUB_OFFLINE is set: {how}")
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(f"{BUNDLES}/{file}", str(cache / file), progress=False)
-    except (OSError, HTTPException) as error:
-        if isinstance(error, HTTPError):
-            error.close()
-        raise HubError(f"the aligner of language {language} could not be downloaded: try again, or {how}") from None
-    return cache
-
-
-def _cache() -> Path:
-    """Where torch.hub keeps what it downloads."""
-    import torch
-
-    return Path(torch.hub.get_dir()) / "checkpoints"
-
-
-def _forget_download(name: str) -> None:
-    """Delete a bundle's file that was downloaded: torch.hub takes a broken connection for the end of the file."""
-    import torchaudio
-
-    if name in torchaudio.pipelines.__all__:
-        (_cache() / getattr(torchaudio.pipelines, name)._path).unlink(missing_ok=True)

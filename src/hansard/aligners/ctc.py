@@ -8,11 +8,12 @@ what else is in the batch. The path through the model's output is found by torch
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +21,12 @@ import numpy.typing as npt
 from hansard.aligners.acoustic import FIELD, STRIDE, WILDCARD, Acoustic
 from hansard.aligners.alignment import Alignment
 from hansard.aligners.spoken import UNSPACED, Token, tokens
-from hansard.errors import OutOfMemoryError
+from hansard.errors import HansardError, OutOfMemoryError
 from hansard.models import Models
 from hansard.transcript import SAMPLE_RATE, Audio, Float32, Report, Segment, Word
+from hansard.vendors import gpu_lost, no_room
+
+log = logging.getLogger(__name__)
 
 FRAMES_PER_SECOND = SAMPLE_RATE // STRIDE
 LONGEST = 30 * FRAMES_PER_SECOND  # of a segment in one window; a longer segment has several, which overlap
@@ -38,6 +42,7 @@ WILDCARDS = (1, 2)  # used in turn, since between two equal characters CTC wants
 CHARACTERS = 3
 
 Ints = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +108,13 @@ class Ctc:
         keeps its times, has no words, and is counted in a warning. Raises OutOfMemoryError when a single window does
         not fit, CancelledError when `report` does.
         """
-        tasks = [task for place, segment in enumerate(segments) if (task := self._task(audio, place, segment))]
+        tasks = [
+            task for place, segment in enumerate(segments) if (task := _or_none(self._task, audio, place, segment))
+        ]
         aligned = [replace(segment, words=()) for segment in segments]
         run = _Run(self._acoustic, audio, report)
         for task, output in run.outputs(tasks):
-            if words := _words(task, output):
+            if words := _or_none(_words, task, output):
                 aligned[task.place] = replace(task.segment, start=words[0].start, end=words[-1].end, words=words)
         return Alignment(tuple(aligned), (*run.warnings, *_unaligned(aligned)))
 
@@ -201,6 +208,17 @@ class _Run:
         wild = best[frames, None]
         characters = output[frames, columns]
         return torch.cat([characters[:, :1], wild, wild, characters[:, 1:]], dim=1).cpu()
+
+
+def _or_none(work: Callable[..., T | None], *given: Any) -> T | None:
+    """What a step makes of one segment; None where it fails for a reason that says nothing about the other segments."""
+    try:
+        return work(*given)
+    except Exception as error:
+        if isinstance(error, HansardError) or no_room(error) or gpu_lost(error):
+            raise
+        log.warning("a segment cannot be aligned for an unexpected reason", exc_info=True)
+        return None
 
 
 def _windows(task: _Task, samples: int) -> Iterator[_Window]:

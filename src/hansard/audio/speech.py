@@ -31,10 +31,15 @@ class Activity:
     probability: Float32
     step: float
     start: float = 0.0
+    warnings: tuple[str, ...] = ()
 
     def between(self, start: float, end: float) -> Float32:
         """The probabilities from one time to another, in seconds."""
         return self.probability[self.frame(start) : max(self.frame(end), self.frame(start) + 1)]
+
+    def hears(self, span: Span, level: float) -> bool:
+        """Is speech likelier than `level` at any moment of a span?"""
+        return bool(self.between(span.start, span.end).max(initial=0.0) > level)
 
     def frame(self, time: float) -> int:
         """The frame that a time lies in, at least 0; it may lie behind the last one."""

@@ -83,7 +83,8 @@ class PyanNet:
         summed = np.zeros((windows - 1) * self.EVERY + self.WINDOW, np.float32)
         count = np.zeros_like(summed)
         done = 0
-        for some, found in Batch(self.BATCH).run(range(windows), lambda some: self._windows(audio, some)):
+        batch = Batch(self.BATCH)
+        for some, found in batch.run(range(windows), lambda some: self._windows(audio, some)):
             for window, speech in zip(some, found, strict=True):
                 here = slice(window * self.EVERY, window * self.EVERY + len(speech))
                 summed[here] += speech
@@ -91,7 +92,12 @@ class PyanNet:
             done += len(some)
             report(done / windows)
         mean: Float32 = np.divide(summed, count, dtype=np.float32)[self.EVERY : frames]
-        return Activity(mean, self.STEP / SAMPLE_RATE, (self.SEEN - self.STEP) / 2 / SAMPLE_RATE)
+        warnings: tuple[str, ...] = ()
+        if batch.size < batch.asked:
+            warnings = (
+                f"memory was short: speech was looked for in {batch.size} windows at a time, not {batch.asked}",
+            )
+        return Activity(mean, self.STEP / SAMPLE_RATE, (self.SEEN - self.STEP) / 2 / SAMPLE_RATE, warnings)
 
     def _windows(self, audio: Audio, windows: Sequence[int]) -> Sequence[Float32]:
         """Speech in windows that follow one another, each of shape (frames,)."""

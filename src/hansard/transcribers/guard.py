@@ -33,6 +33,7 @@ class Fault(Enum):
 
     SILENCE = "nothing is said"
     REPETITION = "the model repeated itself"
+    ENDLESS = "the model came to no end"
     DENSITY = "more words than can be said in the time"
     DOUBT = "the model was unsure of the words"
     GAP = "somebody speaks and no words were recognised"
@@ -53,26 +54,34 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """A transcript to judge: text, how sure the model was, the sound's length and the speech in it, both in seconds."""
+    """A transcript to judge: text, how sure the model was, the sound's length and the speech in it, both in seconds.
+
+    `ended` is false where the model was cut off before it said that its text was whole.
+    """
 
     text: str
     logprob: float
     no_speech: float
     seconds: float
     speech: float
+    ended: bool = True
 
 
 def fault(heard: Heard, limits: Limits) -> Fault | None:
-    """What is wrong with a transcript, the worst first; None: it stands."""
+    """What is wrong with a transcript, the worst first; None: it stands.
+
+    Where the model holds that nobody speaks it is believed only if the voice activity found next to no speech either.
+    """
     text = heard.text.strip()
-    if heard.no_speech > limits.no_speech and (not text or heard.logprob < limits.logprob):
-        return Fault.SILENCE
-    if not text:
+    unspoken = heard.no_speech > limits.no_speech and heard.logprob < limits.logprob
+    if not text or unspoken:
         return Fault.GAP if heard.speech >= LEAST_GAP_S else Fault.SILENCE
     if compression_ratio(text) > limits.compression or loops(text):
         return Fault.REPETITION
     if letters(text) > max(DENSE_FROM, DENSEST * heard.seconds):
         return Fault.DENSITY
+    if not heard.ended:
+        return Fault.ENDLESS
     return Fault.DOUBT if heard.logprob < limits.logprob else None
 
 

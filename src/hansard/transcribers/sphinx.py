@@ -15,8 +15,6 @@ import logging
 import multiprocessing
 import os
 import re
-import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -29,6 +27,7 @@ from hansard.audio.speech import LONGEST_SPAN_S, cut, find_speech
 from hansard.audio.voice_activity import Silero
 from hansard.errors import CrashedError, EngineMissingError
 from hansard.models import Models
+from hansard.orphan import leave_with
 from hansard.request import Request
 from hansard.transcribers.capabilities import Can
 from hansard.transcript import SAMPLE_RATE, Audio, Report, Segment, Span, Transcription, Word
@@ -37,6 +36,7 @@ log = logging.getLogger(__name__)
 
 FRAMES_PER_SECOND = 100
 MAX_PROCESSES = 8  # each holds a model of about 100 MB
+SHORTEST_S = 0.1  # of sound that anything is decoded in: the shortest words last about so long
 FIND_SPEECH_SHARE = 0.05  # of the stage's time: 0.9 of 20 s for six minutes of sound on two cores
 
 
@@ -68,7 +68,8 @@ class Sphinx:
     ) -> Transcription:
         """English words of one channel; the language is not detected, since only one is known.
 
-        A given span of more than 20 s is decoded in parts and comes back as one segment.
+        A given span of more than 20 s is decoded in parts and comes back as one segment; one in which Silero hears no
+        speech at all is not decoded, for the decoder hears words in silence.
         """
         parts = _parts(audio, request, lambda part: report(part * FIND_SPEECH_SHARE), spans)
         pieces = [piece for part in parts for piece in part]
@@ -136,14 +137,17 @@ def _segment(span: Span, found: Found) -> Segment:
 
 
 def _parts(audio: Audio, request: Request, report: Report, spans: Sequence[Span] | None) -> list[list[Span]]:
-    """What is to be decoded: stretches of speech, or each given span within the recording, cut where it is too long."""
+    """What to decode: stretches of speech, or each given span, cut where it is too long; of a silent one nothing."""
     if spans is None:
         return [[span] for span in find_speech(audio, request.vad_onset, request.vad_offset, report)]
     inside = [Span(max(0.0, span.start), min(span.end, audio.duration)) for span in spans]
-    if all(span.end - span.start <= LONGEST_SPAN_S for span in inside):
-        return [[span] if span.end > span.start else [] for span in inside]
     activity = Silero()(audio, report)
-    return [cut(audio, activity, span, LONGEST_SPAN_S) if span.end > span.start else [] for span in inside]
+    return [
+        cut(audio, activity, span, LONGEST_SPAN_S)
+        if span.end > span.start and activity.hears(span, request.vad_offset)
+        else []
+        for span in inside
+    ]
 
 
 def _joined(span: Span, pieces: Sequence[Segment]) -> Segment:
@@ -157,27 +161,37 @@ _decoder: Any = None  # one per decoding process
 
 def _load(parent: int) -> None:
     """Prepare a decoding process: load the model, and leave when the process that asked for it is gone."""
+    leave_with(parent)
+    _renew()
+
+
+def _renew() -> None:
     global _decoder  # noqa: PLW0603 - the process exists for this one object
     from pocketsphinx import Decoder
 
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     _decoder = Decoder(samprate=SAMPLE_RATE, loglevel="FATAL")
-
-
-def _leave_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(0)
 
 
 def _decode(pcm: bytes) -> Found:
     """Words of one chunk of int16 sound; fillers such as <sil> and [NOISE] are left out."""
+    if len(pcm) < SHORTEST_S * SAMPLE_RATE * 2:
+        return []
+    try:
+        return _recognised(pcm)
+    except Exception:
+        _renew()  # this one may be in the midst of an utterance for ever, and later jobs want one that works
+        raise
+
+
+def _recognised(pcm: bytes) -> Found:
     _decoder.reinit_feat()  # or what an earlier job sounded like would change this one's words
     _decoder.start_utt()
-    _decoder.process_raw(pcm, full_utt=True)
-    _decoder.end_utt()
+    try:
+        _decoder.process_raw(pcm, full_utt=True)
+    finally:
+        _decoder.end_utt()
     return [
         (re.sub(r"\(\d+\)$", "", part.word), part.start_frame, part.end_frame, part.prob)
-        for part in _decoder.seg()
+        for part in _decoder.seg() or ()  # None where not even a first frame was heard
         if part.word[0] not in "<[+"
     ]

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 from typing import ClassVar
 
 from hansard.audio.speech import Activity, cut, joined, padded, stretches
@@ -101,7 +102,7 @@ class Whisper:
         self._name = model
         self._limits = Limits.of(settings)
         self._batch_size = GPU_BATCH if settings.on_gpu else CPU_BATCH
-        self._weights = WhisperWeights(folder, settings)
+        self._weights = WhisperWeights(folder, Path(model).name if Path(model).is_absolute() else model, settings)
         self._voice_activity = load_voice_activity(settings.vad_method, "cuda" if settings.on_gpu else "cpu")
 
     def transcribe(
@@ -132,7 +133,7 @@ class Whisper:
             tuple(found if mixed else (replace(segment, language=None) for segment in found)),
             spoken.language,
             spoken.probability,
-            (*spoken.warnings, *warnings, *complaints(attempts)),
+            (*spoken.warnings, *activity.warnings, *warnings, *complaints(attempts)),
         )
 
     def time_words(self, audio: Audio, segments: Sequence[Segment], report: Report) -> tuple[Segment, ...]:
@@ -140,6 +141,8 @@ class Whisper:
         batch = Batch(self._batch_size)
         languages = languages_of(self._weights, audio, segments, batch)
         timed = time_words(self._weights, audio, segments, languages, batch, report)
+        if batch.size < batch.asked:
+            log.warning("memory was short: words were timed %d windows at a time, not %d", batch.size, batch.asked)
         report(1.0)
         return tuple(timed)
 
@@ -192,11 +195,7 @@ def _pieces(audio: Audio, activity: Activity, request: Request, spans: Sequence[
         inside = [Span(max(0.0, span.start), min(span.end, audio.duration)) for span in spans]
         wanted = [(n, span) for n, span in enumerate(inside) if span.end > span.start]
         # the caller says that somebody speaks there, so only what is clearly silent is left out
-        wanted = [
-            (n, span)
-            for n, span in wanted
-            if activity.between(span.start, span.end).max(initial=0) > request.vad_offset
-        ]
+        wanted = [(n, span) for n, span in wanted if activity.hears(span, request.vad_offset)]
         longest = WINDOW_S
     return [Chunk(part, "", n) for n, span in wanted for part in cut(audio, activity, span, longest)]
 

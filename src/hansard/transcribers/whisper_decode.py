@@ -1,7 +1,8 @@
 """Chunks to phrases: decode in batches, judge each transcript by the guard, decode again what fails.
 
-What fails is decoded at rising temperatures, then in smaller parts; speech that a transcript left out is decoded by
-itself. Each of these rounds is batched over all chunks that need it, and there are at most MOST_ROUNDS of gaps.
+What fails is decoded at rising temperatures, then in smaller parts (at once where there were more words than a model
+can write); speech that a transcript left out is decoded by itself. Each of these rounds is batched over all chunks
+that need it, and there are at most MOST_ROUNDS of gaps.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ LEAST_PART_S = 2.0  # a chunk is not cut below this
 MOST_ROUNDS = 2  # of gaps, and gaps in what was heard in gaps
 LEAST_SEGMENT_S = 0.02  # one step of Whisper's time tokens
 MOST_TOLD = 10  # places that a warning names
+LEFT_OUT = (Fault.REPETITION, Fault.DENSITY, Fault.ENDLESS)  # faults of words that an answer does not hold
 SPOKEN = 0.5  # probability above which a frame counts as speech here
 
 
@@ -50,6 +52,11 @@ class Attempt:
     def sound(self) -> bool:
         """Does it stand, as words or as silence?"""
         return self.fault in (None, Fault.SILENCE)
+
+    @property
+    def overfull(self) -> bool:
+        """Was it cut off, and is it long enough for that to be the speaker's doing?"""
+        return self.fault is Fault.ENDLESS and self.chunk.span.end - self.chunk.span.start > PARTS_S[-1]
 
     @property
     def worth(self) -> tuple[int, float]:
@@ -116,7 +123,10 @@ class Decoding:
         return [replace(chunk, span=span) for span in cut(self._task.audio, self._task.activity, chunk.span, longest)]
 
     def _ladder(self, chunks: Sequence[Chunk], temperatures: Sequence[float]) -> list[Attempt]:
-        """The best attempt at each chunk, in order; those that fail are tried again at each higher temperature."""
+        """The best attempt at each chunk, in order; those that fail are tried again at each higher temperature.
+
+        Not where a long chunk had no end: as a rule more is said in it than fits, and only parts of it help.
+        """
         first = self._task.manner.temperature
         best: dict[int, Attempt] = {}
         failing = list(range(len(chunks)))
@@ -126,7 +136,7 @@ class Decoding:
                 failing, self._attempts([chunks[index] for index in failing], manner), strict=True
             ):
                 best[index] = max(best.get(index, attempt), attempt, key=lambda one: one.worth)
-            failing = [index for index in failing if not best[index].sound]
+            failing = [index for index in failing if not best[index].sound and not best[index].overfull]
             if not failing:
                 break
         return [best[index] for index in range(len(chunks))]
@@ -160,7 +170,8 @@ class Decoding:
     def _judged(self, chunk: Chunk, decoded: Decoded) -> Attempt:
         text = self._weights.text(decoded.tokens)
         seconds = chunk.span.end - chunk.span.start
-        heard = Heard(text, decoded.logprob, decoded.no_speech, seconds, self._speech(chunk.span))
+        speech = self._speech(chunk.span)
+        heard = Heard(text, decoded.logprob, decoded.no_speech, seconds, speech, decoded.ended)
         phrases = self._weights.phrases(decoded.tokens, seconds)
         return Attempt(chunk, tuple(phrases), text, decoded.logprob, fault(heard, self._task.limits))
 
@@ -201,7 +212,7 @@ def segments(attempts: Sequence[Attempt], text: Callable[[Sequence[int]], str]) 
     for attempt in attempts:
         begin, end = attempt.chunk.span.start, attempt.chunk.span.end
         for phrase in attempt.phrases if attempt.fault in (None, Fault.DOUBT) else ():
-            start = min(begin + phrase.start, end - LEAST_SEGMENT_S)
+            start = max(begin, min(begin + phrase.start, end - LEAST_SEGMENT_S))
             stop = min(max(begin + phrase.end, start + LEAST_SEGMENT_S), end)
             if words := text(phrase.tokens):
                 found.append(Segment(start, stop, words, language=attempt.chunk.language))
@@ -211,11 +222,11 @@ def segments(attempts: Sequence[Attempt], text: Callable[[Sequence[int]], str]) 
 def complaints(attempts: Sequence[Attempt]) -> list[str]:
     """What the guard could not mend, one sentence for each kind of fault, with the times."""
     found = []
-    for kind in (Fault.REPETITION, Fault.DENSITY, Fault.GAP, Fault.DOUBT):
+    for kind in (*LEFT_OUT, Fault.GAP, Fault.DOUBT):
         spans = sorted((a.chunk.span for a in attempts if a.fault is kind), key=lambda span: span.start)
         if spans:
             told = ", ".join(f"{span.start:.1f}-{span.end:.1f} s" for span in spans[:MOST_TOLD])
             more = f" and {len(spans) - MOST_TOLD} more" if len(spans) > MOST_TOLD else ""
-            left_out = "; these words were left out" if kind in (Fault.REPETITION, Fault.DENSITY) else ""
+            left_out = "; these words were left out" if kind in LEFT_OUT else ""
             found.append(f"{kind.value}{left_out}: {told}{more}")
     return found

@@ -17,14 +17,14 @@ import numpy as np
 from hansard.errors import EngineMissingError, ModelError, OutOfMemoryError, SettingsError
 from hansard.settings import Settings
 from hansard.transcript import SAMPLE_RATE, Float32
-from hansard.vendors import no_room
+from hansard.vendors import gpu_lost, no_room
 
 WINDOW_S = 30.0  # seconds that Whisper hears at once
 FRAME_S = 0.01  # seconds between two columns of its spectrogram
 TOKEN_S = 0.02  # seconds between two of its time tokens
 MOST_TOKENS = 448  # of its text, prompt included
 MOST_PROMPT = MOST_TOKENS // 2 - 1  # tokens of prompt and hot words together
-TOKENS_PER_SECOND = 25  # more than any speech in any script needs; what loops is cut off here
+TOKENS_PER_SECOND = 40  # more than speech in any script needs, Malayalam's 32 being the most known; loops end here
 BEST_OF = 5  # samples drawn where decoding is random; the likeliest is kept
 
 COMPUTE_TYPES = {"cuda": ("float16", "int8_float16", "int8", "float32"), "cpu": ("int8", "float32")}  # best first
@@ -33,11 +33,15 @@ NO_SPACES = frozenset({"zh", "ja", "th", "lo", "my", "km", "yue"})
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What the model made of one sound: tokens, the mean log-probability of one, and the probability of silence."""
+    """What the model made of one sound: tokens, the mean log-probability of one, and the probability of silence.
+
+    `ended` is false where it was cut off for the number of its tokens.
+    """
 
     tokens: tuple[int, ...]
     logprob: float
     no_speech: float
+    ended: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +79,12 @@ class Timed:
 
 
 class WhisperWeights:
-    """One loaded Whisper. Raises ModelError for a folder that holds none, SettingsError for an impossible device."""
+    """One loaded Whisper, `name` being what errors call it: a folder of the hub's cache has a name nobody knows.
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    Raises ModelError for a folder that holds none, SettingsError for an impossible device.
+    """
+
+    def __init__(self, folder: Path, name: str, settings: Settings) -> None:
         if importlib.util.find_spec("faster_whisper") is None:
             raise EngineMissingError("Whisper needs faster-whisper: install requirements.txt")
         from faster_whisper import WhisperModel
@@ -86,13 +93,17 @@ class WhisperWeights:
 
         device = "cuda" if settings.on_gpu else "cpu"
         compute_type = _compute_type(device, settings.compute_type)
-        missing = [name for name in ("model.bin", "config.json", "tokenizer.json") if not (folder / name).is_file()]
-        if missing:  # faster-whisper would ask the hub for a tokenizer
-            raise ModelError(f"model {folder.name} is no Whisper for CTranslate2: it has no {', no '.join(missing)}")
+        if device == "cuda":
+            import torch  # noqa: F401 - CTranslate2 looks for libcublas only when it decodes, and torch brings it
+        files = ("model.bin", "config.json", "tokenizer.json")
+        if missing := [file for file in files if not (folder / file).is_file()]:  # faster-whisper would ask the hub
+            raise ModelError(f"model {name} is no Whisper for CTranslate2: it has no {', no '.join(missing)}")
         try:
             self._whisper = WhisperModel(str(folder), device=device, compute_type=compute_type)
         except Exception as error:  # ValueError, RuntimeError, and from tokenizers Exception itself
-            raise _load_error(folder.name, error) from None
+            if gpu_lost(error):
+                raise
+            raise _load_error(name, error) from None
         self._tokenizers: dict[tuple[str, str], Any] = {}
         self._model = self._whisper.model
         self._spectrogram = FeatureExtractor(feature_size=self._model.n_mels)  # 80, or 128 from large-v3 on
@@ -134,7 +145,8 @@ class WhisperWeights:
             self._spectrogram(np.pad(sound[:window], (0, window - len(sound[:window]))), padding=0) for sound in sounds
         ]
         features = StorageView.from_array(np.ascontiguousarray(np.stack(mels), dtype=np.float32))
-        frames = [max(1, min(len(sound), window) // self._spectrogram.hop_length) for sound in sounds]
+        # two, since the encoder makes one state of them, and there is nothing to align in none
+        frames = [max(2, min(len(sound), window) // self._spectrogram.hop_length) for sound in sounds]
         return Encoded(self._model.encode(features), tuple(frames))
 
     def languages(self, sounds: Encoded) -> list[dict[str, float]]:
@@ -143,8 +155,14 @@ class WhisperWeights:
         return [{token[2:-2]: chance for token, chance in chances} for chances in found]
 
     def decode(self, sounds: Encoded, prompts: Sequence[list[int]], manner: Manner) -> list[Decoded]:
-        """Text and time tokens of each sound; prompts are all of one length."""
+        """Text and time tokens of each sound; prompts are all of one length.
+
+        CTranslate2 stops after half of `max_length`, or where prompt and text reach it (src/models/whisper.cc), as
+        Whisper itself does: at most 224 tokens, whatever is said.
+        """
         room = round(20 + TOKENS_PER_SECOND * max(sounds.frames) * FRAME_S)
+        most = min(MOST_TOKENS, max(len(prompts[0]) + room, 2 * room))
+        limit = min(most // 2, most - len(prompts[0]) + 1)  # the last of the prompt counts as the first of the text
         way: dict[str, Any] = {"beam_size": manner.beam_size, "patience": 1}
         if manner.temperature > 0:
             way = {
@@ -156,14 +174,14 @@ class WhisperWeights:
         results = self._model.generate(
             sounds.states,
             list(prompts),
-            max_length=min(MOST_TOKENS, len(prompts[0]) + room),
+            max_length=most,
             return_scores=True,
             return_no_speech_prob=True,
             suppress_blank=True,
             suppress_tokens=self._suppressed,
             **way,
         )
-        return [_decoded(result) for result in results]
+        return [_decoded(result, limit) for result in results]
 
     def text(self, tokens: Sequence[int]) -> str:
         """Tokens as text, without the spaces at its ends."""
@@ -193,7 +211,10 @@ class WhisperWeights:
         return [(word, self._encode(" " + word)) for word in text.split()]
 
     def align(self, sounds: Encoded, texts: Sequence[list[list[int]]], language: str) -> list[list[Timed]]:
-        """When each word of each text is said, by cross-attention and time warping; texts are lists of words."""
+        """When each word of each text is said, by cross-attention and time warping; texts are lists of words.
+
+        A text for which the model has no times gets an empty list.
+        """
         results = self._model.align(
             sounds.states,
             self._tokenizer(language, "transcribe").sot_sequence,
@@ -222,15 +243,19 @@ class WhisperWeights:
         return token
 
 
-def _decoded(result: Any) -> Decoded:
-    """The likeliest hypothesis; CTranslate2's score is the sum of log-probabilities over the tokens without the end."""
+def _decoded(result: Any, limit: int) -> Decoded:
+    """The likeliest hypothesis; CTranslate2's score is the sum of log-probabilities over the tokens without the end.
+
+    The end is not among the tokens, but counts towards their `limit`: as many as that were cut off.
+    """
     score, tokens = max(zip(result.scores, result.sequences_ids, strict=True), key=lambda pair: pair[0])
-    return Decoded(tuple(tokens), score * len(tokens) / (len(tokens) + 1), result.no_speech_prob)
+    logprob = score * len(tokens) / (len(tokens) + 1)
+    return Decoded(tuple(tokens), logprob, result.no_speech_prob, len(tokens) < limit)
 
 
 def _timed(result: Any, words: Sequence[list[int]]) -> list[Timed]:
     """Each word from its first token's first frame to the next word's."""
-    if not words:
+    if not words or not result.alignments:
         return []
     tokens, frames = np.array(result.alignments).T
     starts = frames[np.diff(tokens, prepend=-1) > 0] * TOKEN_S

@@ -54,7 +54,8 @@ def time_words(
 ) -> list[Segment]:
     """The segments, of these languages, with their words, each within its segment.
 
-    A segment of more than 30 s, or with more text than Whisper reads at once, has its words spread evenly.
+    A segment of more than 30 s, or with more text than Whisper reads at once, or too short for it to have times in,
+    has its words spread evenly.
     """
     spelt = [
         _Spelt(index, segment, language, weights.words(segment.text, language))
@@ -73,7 +74,7 @@ def time_words(
         for some, times in batch.run(_windows(mine), align):
             for window, timed in zip(some, times, strict=True):
                 rest = iter(timed)
-                for one in window.spelt:
+                for one in window.spelt if timed else ():
                     found[one.index] = _timed(one, [next(rest) for _ in one.words], window.span.start)
             done += sum(len(window.spelt) for window in some)
             report(done / len(segments))

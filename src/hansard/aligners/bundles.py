@@ -1,0 +1,87 @@
+"""torchaudio's aligners, "bundles": one file each, in the image, in torch's cache, or downloaded into that."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import requests
+import urllib3
+
+from hansard.errors import HubError
+from hansard.models import Models
+from hansard.transcript import Report
+
+BUNDLES = "https://download.pytorch.org/torchaudio/models"  # as in torchaudio.pipelines
+CONNECT_S = 10.0
+READ_S = 30.0  # between two pieces
+PIECE = 1 << 20  # bytes, at most
+
+
+def is_bundle(name: str) -> bool:
+    """Is this the name of one of torchaudio's bundles?"""
+    import torchaudio
+
+    return name in torchaudio.pipelines.__all__
+
+
+def folder(name: str, language: str, models: Models) -> Path:
+    """The folder that holds a bundle's file: it came with the image, or is in torch's cache, or now is.
+
+    Raises HubError where it cannot be had, and whatever `models.report` raises.
+    """
+    file, cache = _file(name), _cache()
+    for place in (models.settings.models_dir / "torchaudio", cache):
+        if (place / file).is_file():
+            return place
+    how = f"put {file} into the folder torchaudio of MODELS_DIR, or name another aligner with ALIGN_MODELS"
+    if models.settings.hf_hub_offline:
+        raise HubError(f"the aligner of language {language} is not on this machine and HF_HUB_OFFLINE is set: {how}")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        _download(f"{BUNDLES}/{file}", cache / file, models.report)
+    except (OSError, urllib3.exceptions.HTTPError):  # requests' errors are OSErrors
+        raise HubError(f"the aligner of language {language} could not be downloaded: try again, or {how}") from None
+    return cache
+
+
+def forget(name: str) -> None:
+    """Delete a bundle's file that was downloaded and cannot be loaded; do nothing for other models."""
+    if is_bundle(name):
+        (_cache() / _file(name)).unlink(missing_ok=True)
+
+
+def _file(name: str) -> str:
+    import torchaudio
+
+    return str(getattr(torchaudio.pipelines, name)._path)
+
+
+def _cache() -> Path:
+    """Where torch.hub keeps what it downloads."""
+    import torch
+
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _download(url: str, target: Path, report: Report) -> None:
+    """Bring a file whole or not at all. torch.hub's own download waits without end, and takes a part for the whole."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as beside:
+        part = Path(beside) / target.name
+        _receive(url, part, report)
+        os.replace(part, target)
+
+
+def _receive(url: str, part: Path, report: Report) -> None:
+    headers = {"Accept-Encoding": "identity"}  # or the length would be that of something else
+    with (
+        part.open("wb") as out,
+        requests.get(url, headers=headers, stream=True, timeout=(CONNECT_S, READ_S)) as response,
+    ):
+        response.raise_for_status()
+        total, received = response.raw.length_remaining, 0
+        while piece := response.raw.read1(PIECE):  # as it comes, so that a cancel is heard where it comes slowly
+            out.write(piece)
+            received += len(piece)
+            report(received / total if total else 0.0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -212,28 +211,6 @@ def test_reports_progress_and_stops_when_told(whisper: Whisper) -> None:
 
     with pytest.raises(CancelledError):
         whisper.transcribe(recording(EN2), ask(batch_size=1), stop)
-
-
-@pytest.mark.slow
-def test_is_as_fast_as_faster_whisper_in_batches(whisper: Whisper) -> None:
-    from faster_whisper import BatchedInferencePipeline
-
-    audio = recording(EN3)
-    pipeline = BatchedInferencePipeline(whisper._weights._whisper)
-
-    def theirs() -> None:
-        list(pipeline.transcribe(audio.mono(), batch_size=8, without_timestamps=False)[0])
-
-    def ours() -> None:
-        whisper.transcribe(audio, ask(batch_size=8), ignore)
-
-    times: dict[Callable[[], None], list[float]] = {ours: [], theirs: []}
-    for _ in range(2):
-        for work, taken in times.items():
-            begin = time.perf_counter()
-            work()
-            taken.append(time.perf_counter() - begin)
-    assert min(times[ours]) < 1.5 * min(times[theirs])  # 1.2 measured: 10 chunks where theirs, with more errors, are 6
 
 
 # Language
@@ -825,7 +802,7 @@ def test_a_broken_folder_is_a_clear_error(tmp_path: Path, fault: str) -> None:
         (folder / "model.bin").write_bytes((TINY / MODEL / "model.bin").read_bytes()[:1_000_000])
     else:
         (folder / ("tokenizer.json" if "tokenizer" in fault else "model.bin")).write_bytes(b"not a model" * 99)
-    with pytest.raises(ModelError, match="broken") as told:
+    with pytest.raises(ModelError, match=f"model {MODEL} (is no Whisper|cannot be loaded)") as told:
         load(folder)
     assert str(tmp_path) not in str(told.value)
 

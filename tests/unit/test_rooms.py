@@ -75,7 +75,7 @@ def test_importing_loads_no_engine(module: str) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=180,
     )
     loaded = set(run.stdout.split())
     assert "hansard" in loaded

@@ -16,7 +16,7 @@ from hansard.models import Models
 from hansard.settings import Settings
 from hansard.shelf import MOST, Shelf
 
-PATIENCE_S = 5.0
+PATIENCE_S = 20.0
 
 
 class Backend:

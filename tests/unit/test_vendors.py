@@ -58,16 +58,16 @@ def test_silence_lasts_until_the_last_thread_that_asked_for_it_is_done() -> None
     def second() -> None:
         with quiet():
             begun.set()
-            assert over.wait(5)
+            assert over.wait(20)
             warnings.warn("of a vendor", UserWarning, stacklevel=1)
             said.append("and nobody minded")
 
     thread = threading.Thread(target=second)
     with quiet():
         thread.start()
-        assert begun.wait(5)
+        assert begun.wait(20)
     over.set()
-    thread.join(5)
+    thread.join(20)
     assert said == ["and nobody minded"]
     with pytest.raises(UserWarning, match="loud again"):
         warnings.warn("loud again", UserWarning, stacklevel=1)

@@ -52,7 +52,7 @@ def living_process(work_dir: Path) -> tuple[subprocess.Popen[str], Path]:
 
 def kill(process):
     process.send_signal(signal.SIGKILL)
-    process.wait(5)
+    process.wait(30)
     process.stdout.close()
 
 

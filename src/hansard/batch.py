@@ -34,7 +34,7 @@ class Batch:
                 if len(part) == 1:
                     raise OutOfMemoryError(
                         "not even one chunk of the recording fits into memory beside the model; take a smaller model, "
-                        "or set COMPUTE_TYPE=int8"
+                        "a leaner COMPUTE_TYPE or a larger machine"
                     ) from None
                 self.size = max(1, len(part) // 2)
                 full = True

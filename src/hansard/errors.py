@@ -15,12 +15,13 @@
     ├── EngineError             engine_failed        the engine process could not do its work
     │   ├── EngineMissingError  engine_missing       a backend's package or weights are not installed
     │   ├── CrashedError        engine_crashed       the engine process died in mid-job
-    │   └── OutOfMemoryError    out_of_memory        neither memory nor smaller batches were enough
+    │   ├── OutOfMemoryError    out_of_memory        neither memory nor smaller batches were enough
+    │   └── ServiceError        service_failed       the service that holds the model failed or refused the call
     ├── ModelError              model_unavailable    the model's weights cannot be had
-    │   ├── TokenMissingError   token_missing        a gated model, and no token was given
-    │   ├── TokenRefusedError   token_refused        the model hub does not know the token
+    │   ├── TokenMissingError   token_missing        a gated model or a service, and no token or key was given
+    │   ├── TokenRefusedError   token_refused        the model hub or the service does not know the token or the key
     │   ├── TermsError          terms_not_accepted   the token's owner has not accepted the model's terms
-    │   ├── ModelMissingError   model_not_found      no such model, here or on the hub
+    │   ├── ModelMissingError   model_not_found      no such model, here, on the hub or behind the service
     │   └── HubError            hub_unreachable      the hub does not answer, or may not be asked
     ├── SettingsError           invalid_settings     a variable of the environment cannot be used
     ├── CancelledError          cancelled            the caller no longer wants the job
@@ -104,6 +105,10 @@ class CrashedError(EngineError):
 
 class OutOfMemoryError(EngineError):
     code = "out_of_memory"
+
+
+class ServiceError(EngineError):
+    code = "service_failed"
 
 
 class ModelError(HansardError):

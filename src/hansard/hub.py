@@ -60,6 +60,7 @@ DISK_ERRORS = frozenset(
 
 UNUSED = (
     *("*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data", "*.gguf", "*.tflite", "*.mlmodel", "*.arpa"),
+    *("consolidated*.safetensors", "params.json"),  # Mistral's own format, beside the one that transformers reads
     *("onnx/*", "openvino/*", "coreml/*", "language_model/*", "runs/*", "checkpoint-*/*"),
     *(
         "training_args.bin",
@@ -278,11 +279,17 @@ def _file(sibling: RepoSibling) -> _File:
 
 
 def _used(files: list[_File]) -> list[_File]:
-    """Without what no engine reads, and without pickled weights where the same folder has them as safetensors."""
+    """Without what no engine reads: weights that a folder has in a better form, too.
+
+    Safetensors are taken before pickles, and an archive of NeMo's, which holds all it needs, before both.
+    """
+    archived = {PurePosixPath(file.name).parent for file in files if file.name.endswith(".nemo")}
     safe = {PurePosixPath(file.name).parent for file in files if file.name.endswith(".safetensors")}
 
     def used(name: str) -> bool:
         path = PurePosixPath(name)
+        if path.parent in archived and path.suffix in (".safetensors", ".bin"):
+            return False
         if fnmatch.fnmatch(path.name, "pytorch_model*.bin*"):
             return path.parent not in safe
         return not any(fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(path.name, pattern) for pattern in UNUSED)

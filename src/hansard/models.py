@@ -4,8 +4,8 @@
 
 A job may name a folder directly under MODELS_DIR (`tiny`) or a hub repository (`owner/name`), nothing else; an
 absolute path counts only where the operator wrote it into the settings. A folder of the image is known by the last
-part of a repository's name, whoever owns that. Links in these places are followed, wherever
-they lead: who can lay one there builds the image or owns the volume, and a job names places but creates none.
+part of a repository's name, whoever owns that. Links in these places are followed, wherever they lead: who can lay one
+there builds the image or owns the volume, and a job names places but creates none.
 
 The two caches are only read here, without a lock or a ref. Not covered: revisions other than the one that
 `refs/main` names, and single shards missing from a model of many.
@@ -18,7 +18,6 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 from pydantic import SecretStr
 
@@ -26,9 +25,6 @@ from hansard.errors import ModelError, ModelMissingError
 from hansard.hub import Hub
 from hansard.settings import Settings
 from hansard.transcript import Report
-
-Kind = Literal["whisper", "ctc", "pyannote"]
-"""CTranslate2's Whisper, a CTC model of transformers, a pipeline of pyannote.audio."""
 
 WEIGHTS = frozenset({".bin", ".safetensors", ".pt", ".ckpt", ".nemo"})
 
@@ -70,12 +66,12 @@ class Models:
         """The folder of a model that is whole and on this machine, or None; asks no network, writes nothing."""
         return next((folder for folder in self._places(name) if folder is not None and _is_whole(folder)), None)
 
-    def kind(self, name: str) -> Kind | None:
-        """What a model on this machine is; None for one that is not here, or of no kind that is known."""
+    def kind(self, name: str) -> str | None:
+        """What a model on this machine is, as `kind_of` tells; None for one that is not here or of no known kind."""
         folder = self.find(name)
         return kind_of(folder) if folder else None
 
-    def names(self, kind: Kind | None = None) -> list[str]:
+    def names(self, kind: str | None = None) -> list[str]:
         """The models under MODELS_DIR, of one kind or of any, as a job may name them."""
         try:
             folders = sorted(os.listdir(self.settings.models_dir))
@@ -140,14 +136,26 @@ class Models:
         return Hub(settings.hf_endpoint, settings.hf_home / "hub", self._token, settings.hf_hub_offline)
 
 
-def kind_of(folder: Path) -> Kind | None:
-    """What a folder holds, judged by its files alone."""
+def shown(model: str) -> str:
+    """A model's name as people may see it: of a folder that the settings name by its path, the last part."""
+    return Path(model).name if Path(model).is_absolute() else model
+
+
+def kind_of(folder: Path) -> str | None:
+    """What a folder holds, judged by its files alone.
+
+    `whisper` for CTranslate2's, `pyannote` for a pipeline, `nemo` for an archive of NeMo's; else the class that
+    transformers would load it with, such as `Wav2Vec2ForCTC`.
+    """
     config = _json(folder / "config.json")
     if (folder / "model.bin").is_file() and config is not None:
         return "whisper"
-    if config is not None and "ForCTC" in str(config.get("architectures")):
-        return "ctc"
-    return "pyannote" if re.search(r"(?m)^pipeline:", _text(folder / "config.yaml")) else None
+    if re.search(r"(?m)^pipeline:", _text(folder / "config.yaml")):
+        return "pyannote"
+    if any(folder.glob("*.nemo")):
+        return "nemo"
+    architectures = config.get("architectures") if config else None
+    return str(architectures[0]) if isinstance(architectures, list) and architectures else None
 
 
 def _snapshot(repository: Path, finished: bool = False) -> Path | None:

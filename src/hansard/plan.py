@@ -7,11 +7,10 @@ two, loads nothing and touches no GPU.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from hansard.diarizers import DIARIZERS
 from hansard.errors import ModelError, RequestError, SettingsError, UnsupportedError
-from hansard.models import Models
+from hansard.models import Models, shown
 from hansard.request import Request
 from hansard.settings import Settings
 from hansard.transcribers import TRANSCRIBERS
@@ -25,15 +24,11 @@ at any time, or never, so it has no share.
 """
 
 ALIGNER = "ctc"
-WHISPER_FILE = "model.bin"  # that a hub repository must have before gigabytes of it are downloaded
 
 GPU_TRANSCRIBER = "large-v3"
 GPU_DIARIZER = "pyannote/speaker-diarization-community-1"
 CPU_TRANSCRIBER = "sphinx"
 CPU_DIARIZER = "embedded"
-
-NOT_YET = frozenset({"voxtral-small-latest", "voxtral-mini-latest"})
-"""Models that callers of known workers name and no backend here offers so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +63,16 @@ class Plan:
     def model(self) -> str:
         """The model that an answer names: the transcriber's, or where there is none the diarizer's."""
         chosen = self.transcriber or self.diarizer
-        model = chosen.model if chosen else ""
-        return Path(model).name if Path(model).is_absolute() else model  # no answer holds a path of the machine
+        return shown(chosen.model) if chosen else ""
 
 
 def check(request: Request, settings: Settings) -> Plan:
     """Choose the backends; refuse what they cannot do and weights that they cannot have.
 
     Raises RequestError for an unknown model, UnsupportedError naming every option that cannot be honoured, ModelError
-    for weights out of reach. Without any token, a diarizer out of reach costs a job that asked for `diarization` only
-    the speakers, and the plan's warnings say so, unless DIARIZATION_REQUIRED.
+    for weights out of reach, EngineMissingError for a package that is not installed. Without any token, a diarizer out
+    of reach costs a job that asked for `diarization` only the speakers, and the plan's warnings say so, unless
+    DIARIZATION_REQUIRED.
     """
     models = Models(settings, request.huggingface_access_token)
     transcriber = _transcriber_for(request, models)
@@ -86,9 +81,7 @@ def check(request: Request, settings: Settings) -> Plan:
     if problems := _cannot(transcriber.model if transcriber else None, can, request):
         raise UnsupportedError("; ".join(problems))
     if transcriber:
-        known = TRANSCRIBERS[transcriber.backend].models
-        for repository in known.get(transcriber.model, (transcriber.model,)):
-            models.check(repository, holds=WHISPER_FILE)
+        TRANSCRIBERS[transcriber.backend].check(transcriber.model, request, models)
     diarizer, warnings = _diarizer_in_reach(diarizer, request, models)
     wants_words = request.align_output or (diarizer is not None and request.task == "transcribe")
     return Plan(transcriber, diarizer, align=wants_words and can.needs_alignment, warnings=warnings)
@@ -106,7 +99,7 @@ def check_settings(settings: Settings) -> None:
     missing = [
         name for name in settings.align_models.values() if not models.is_repository(name) and not models.find(name)
     ]
-    problems += [f"ALIGN_MODELS: {Path(name).name!r} is no folder under MODELS_DIR with a model" for name in missing]
+    problems += [f"ALIGN_MODELS: {shown(name)!r} is no folder under MODELS_DIR with a model" for name in missing]
     if problems:
         raise SettingsError("; ".join(problems))
 
@@ -145,14 +138,17 @@ def _transcriber(name: str, models: Models) -> Choice:
             return Choice(backend, name)
     if name in _names(DIARIZERS):
         raise RequestError(f"model {name} is a diarizer; ask for task: diarization, or leave out model")
-    if name in NOT_YET:
-        raise UnsupportedError(f"model {name} is not offered by this worker yet; leave out model or name another")
-    if models.kind(name) == "whisper" or (models.find(name) is None and models.is_repository(name)):
-        return Choice("whisper", name)
-    known = ", ".join([*_names(TRANSCRIBERS), *models.names("whisper")])
+    if taker := _taker(name, models):
+        return Choice(taker, name)
+    known = ", ".join([*_names(TRANSCRIBERS), *(folder for folder in models.names() if _taker(folder, models))])
     raise RequestError(
         f"model {name[:100]!r} is not known; known models: {known}, any CTranslate2 Whisper on the hub as owner/name"
     )
+
+
+def _taker(name: str, models: Models) -> str | None:
+    """The backend that takes a name which none has in its table."""
+    return next((backend for backend, cls in TRANSCRIBERS.items() if cls.takes(name, models)), None)
 
 
 def _diarizer(name: str, models: Models) -> Choice:
@@ -200,13 +196,15 @@ def _cannot(name: str | None, can: Can, request: Request) -> list[str]:
         problems.append(f"{who} does not offer task {request.task}; it offers: {', '.join(sorted(can.tasks))}")
     if request.language and name is None:
         problems.append(f"{who} hears no words; leave out language")
+    elif request.language is None and can.needs_language:
+        problems.append(f"{who} cannot detect the language; name it in language")
     elif request.language == "multi":
         if not can.mixed_languages:
             problems.append(f"{who} does not take language multi; name one language or leave it out")
     elif request.language and can.languages is not None and request.language not in can.languages:
         known = ", ".join(sorted(can.languages))
         problems.append(f"{who} does not know language {request.language}; it knows: {known}")
-    if request.align_output and not can.word_times:
+    if request.align_output and not (can.word_times or can.needs_alignment):
         problems.append(f"{who} gives no word times; leave out align_output")
     for option in sorted(OPTIONS - can.options):
         if getattr(request, option) not in (Request.model_fields[option].default, can.always.get(option)):

@@ -99,6 +99,9 @@ class Request(_Strict):
     language: Language | None = Field(
         None, description="language spoken, as in `en`; null detects it, `multi` anew for each chunk"
     )
+    target_language: Language | None = Field(
+        None, description="with task translate, the language to write; null means `en`"
+    )
     prompt: str | None = Field(None, description="text that sets style and spelling")
     hotwords: str | None = Field(None, description="words to listen for")
     temperature: Probability | None = Field(None, description="randomness of decoding; null takes the model's own way")
@@ -158,6 +161,10 @@ class Request(_Strict):
             "speaker_samples and speaker_threshold need speaker_verification: true": (
                 (bool(self.speaker_samples) or self.speaker_threshold is not None) and not self.speaker_verification
             ),
+            "target_language needs task: translate": (
+                self.target_language not in (None, self.language) and self.task != "translate"
+            ),
+            "target_language must be one language": self.target_language == "multi",
             "segments belong to task: transcription": self.segments is not None and self.task != "transcription",
             "segments already say who speaks; leave out diarization": self.segments is not None and self.diarization,
             "task diarization gives turns without text; of output_formats it takes rttm only": (

@@ -63,8 +63,22 @@ class Settings(BaseSettings):
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="where models run; auto: a GPU if there is one")
     compute_type: (
         Literal["float32", "float16", "bfloat16", "int8", "int8_float32", "int8_float16", "int8_bfloat16"] | None
-    ) = Field(None, description="Whisper's arithmetic; unset: float16 on a GPU that has it, else int8")
-    vad_method: Literal["pyannote", "silero"] = Field("pyannote", description="what finds speech for Whisper")
+    ) = Field(
+        None,
+        description="arithmetic of the transcriber; unset: for Whisper float16 on a GPU that has it, else int8; "
+        "for the others, which have no int8, bfloat16 on a GPU, else float32",
+    )
+    vad_method: Literal["pyannote", "silero"] = Field(
+        "pyannote", description="what finds speech for every transcriber but sphinx"
+    )
+    voxtral_max_tokens: int = Field(
+        100_000, ge=1000, description="most tokens of sound and text that Voxtral works on at once, all chunks together"
+    )
+    voxtral_endpoint: str = Field(
+        "https://api.mistral.ai/v1", description="address of the service behind `voxtral-` models"
+    )
+    voxtral_api_key: SecretStr | None = Field(None, description="key for VOXTRAL_ENDPOINT; never logged")
+    voxtral_timeout_s: float = Field(300, gt=0, description="seconds that one call of VOXTRAL_ENDPOINT may take")
 
     max_audio_mb: int = Field(500, ge=1, description="largest recording accepted, in MB")
     max_audio_hours: float = Field(12, gt=0, description="longest recording accepted, in hours")
@@ -99,7 +113,7 @@ class Settings(BaseSettings):
 
     def secrets(self) -> tuple[str, ...]:
         """Values that no log and no answer may hold."""
-        return (self.hf_token.get_secret_value(),) if self.hf_token else ()
+        return tuple(key.get_secret_value() for key in (self.hf_token, self.voxtral_api_key) if key)
 
     @field_validator("hf_home")
     @classmethod

@@ -14,6 +14,9 @@ import numpy.typing as npt
 
 SAMPLE_RATE = 16_000  # Hz, of every array of samples in this product
 
+UNSPACED = frozenset({"ja", "zh", "yue", "th", "lo", "km", "my"})
+"""Languages written without spaces between words."""
+
 Float32 = npt.NDArray[np.float32]
 
 Report = Callable[[float], None]

@@ -20,7 +20,7 @@ def time_words(
 
     `aligner_for` gives the aligner of a language. Where there is none (UnsupportedError, EngineMissingError,
     ModelError) or it needs too much memory, the words of that language get the transcriber's `own` times, and a
-    warning says so.
+    warning says so; a transcriber without such times leaves them without words.
     """
     segments = list(text.segments)
     warnings = list(text.warnings)
@@ -42,7 +42,8 @@ def time_words(
         except (UnsupportedError, EngineMissingError, ModelError, OutOfMemoryError) as error:
             told = own(audio, [replace(segment, language=language) for segment in chosen], part)
             timed = tuple(replace(new, language=old.language) for new, old in zip(told, chosen, strict=True))
-            warnings.append(f"word times of language {language} are the model's own, less exact: {error.sentence}")
+            less = "are the model's own, less exact" if any(new.words for new in timed) else "are missing"
+            warnings.append(f"word times of language {language} {less}: {error.sentence}")
         else:
             timed = alignment.segments
             warnings += alignment.warnings

@@ -16,8 +16,13 @@ import pytest
 from places import ROOT, TINY
 
 BUILDER = ROOT / "builder"
-LISTS = ("requirements.in", "requirements-embedded.in", "requirements-test.in")
-LOCKS = ("requirements.txt", "builder/requirements-embedded.txt", "builder/requirements-test.txt")
+LISTS = ("requirements.in", "requirements-embedded.in", "requirements-canary.in", "requirements-test.in")
+LOCKS = (
+    "requirements.txt",
+    "builder/requirements-embedded.txt",
+    "builder/requirements-canary.txt",
+    "builder/requirements-test.txt",
+)
 PYTHONS = ("3.11", "3.12")
 BANNED = {
     "typing": "it breaks Python 3",
@@ -38,6 +43,12 @@ TOOLS = {
 
 STANDS_IN = {"webrtcvad-wheels": "webrtcvad"}
 """Installed for what another package imports: the wheel, and the requirement of resemblyzer that it fulfils."""
+
+MAY_BE_ABSENT = {"nemo": "nemo-toolkit"}
+"""Modules of an extra that the check does without, and their distributions."""
+
+BEHIND = {"accelerate": "transformers places weights with it"}
+"""Distributions of the product that it does not import itself, and what does."""
 
 COMES_WITH = {"pyannote-core": "pyannote-audio", "pyannote-database": "pyannote-audio"}
 """Used without being listed, since a listed distribution hands its types out: pyannote.audio returns Annotations."""
@@ -84,6 +95,8 @@ def distributions() -> dict[str, set[str]]:
 def distribution_of(module: str) -> str:
     """The distribution that a module of a third party belongs to; for namespaces, by the second part of its name."""
     top, _, rest = module.partition(".")
+    if top in MAY_BE_ABSENT:
+        return MAY_BE_ABSENT[top]
     owners = distributions().get(top, set())
     if len(owners) == 1:
         return next(iter(owners))
@@ -142,7 +155,7 @@ def test_modules_are_traced_to_their_distribution(module: str, distribution: str
 
 def test_everything_the_product_lists_is_used() -> None:
     used = used_in("src", "builder")
-    assert listed("requirements.in") - set(used) == set()
+    assert listed("requirements.in") - set(used) == set(BEHIND)
     assert listed("requirements-embedded.in") - set(used) - set(STANDS_IN) == set()
 
 
@@ -169,7 +182,7 @@ def test_commands_are_run_by_the_check() -> None:
 
 
 def test_the_product_uses_nothing_unlisted() -> None:
-    known = listed("requirements.in", "requirements-embedded.in")
+    known = listed("requirements.in", "requirements-embedded.in", "requirements-canary.in")
     assert {name: files for name, files in used_in("src", "builder").items() if name not in known} == {}
 
 
@@ -234,6 +247,12 @@ def test_no_distribution_has_two_versions() -> None:
 @pytest.mark.parametrize(("listing", "lock"), list(zip(LISTS, LOCKS, strict=True)))
 def test_every_list_is_in_its_lock(listing: str, lock: str) -> None:
     assert listed(listing) <= {name for name, _, _ in locked(lock)}
+
+
+def test_canary_comes_beside_the_product_as_it_is() -> None:
+    """Installing the extra changes no version and takes nothing away."""
+    product, both = ({line[:2] for line in locked(lock)} for lock in ("requirements.txt", LOCKS[2]))
+    assert product - both == set()
 
 
 def test_there_is_no_other_list_or_lock() -> None:

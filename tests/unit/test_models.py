@@ -250,7 +250,7 @@ def test_names_and_kinds(tmp_path: Path) -> None:
     assert models.names() == ["ctc", "diarizer", "org/whisper-b", "whisper-a"]
     assert models.names("whisper") == ["org/whisper-b", "whisper-a"]
     assert models.names("pyannote") == ["diarizer"]
-    assert models.names("ctc") == ["ctc"]
+    assert models.names("Wav2Vec2ForCTC") == ["ctc"]
     assert models.kind("part-of-a-pipeline") is None
     assert models.find("part-of-a-pipeline") == part
     assert models.kind("whisper-c") is None
@@ -390,7 +390,7 @@ def test_a_download_is_whole_and_is_not_repeated(tmp_path: Path, hub: Hub) -> No
     asked = len(hub.log)
     offline = settings(tmp_path, hub, hf_hub_offline=True)
     assert Models(online).get(GATED) == Models(offline).get(GATED) == folder
-    assert Models(online).kind(GATED) == "ctc"
+    assert Models(online).kind(GATED) == "Wav2Vec2ForCTC"
     Models(offline).check(GATED)
     assert len(hub.log) == asked
 
@@ -400,6 +400,7 @@ def test_only_what_is_used_is_downloaded(tmp_path: Path) -> None:
     unused = {
         *("pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "onnx/model.onnx", "model.gguf", "README.md"),
         *(".gitattributes", "language_model/5gram.bin", "training_args.bin", "runs/1/events"),
+        *("consolidated.safetensors", "params.json"),
     }
     for name in used | unused:
         (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -408,6 +409,16 @@ def test_only_what_is_used_is_downloaded(tmp_path: Path) -> None:
         folder = Models(settings(tmp_path, hub)).get("org/mixed")
         assert len(hub.fetched()) == len(used)
     assert set(contents(folder)) == used
+
+
+def test_an_archive_of_nemos_is_all_it_needs(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for name in ("canary.nemo", "model.safetensors", "pytorch_model.bin", "config.json"):
+        (tmp_path / "source" / name).write_text("{}")
+    with Hub({"org/canary": tmp_path / "source"}) as hub:
+        models = Models(settings(tmp_path, hub))
+        assert set(contents(models.get("org/canary"))) == {"canary.nemo", "config.json"}
+        assert models.kind("org/canary") == "nemo"
 
 
 def test_a_repository_without_weights(tmp_path: Path) -> None:

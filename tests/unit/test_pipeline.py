@@ -81,6 +81,10 @@ class Stage:
             can: ClassVar[Can] = Can(languages=None, word_times=True)
             models: ClassVar[dict[str, tuple[str, ...]]] = {"cardboard": ()}
 
+            @classmethod
+            def check(cls, model: str, request: Request, models: Models) -> None:
+                """It is always there."""
+
             def __init__(self, model: str, models: Models) -> None: ...
 
             def transcribe(
@@ -241,6 +245,10 @@ def test_models_load_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         @classmethod
         def needs(cls, model: str, models: Models) -> tuple[str, ...]:
             return ()
+
+        @classmethod
+        def check(cls, model: str, request: Request, models: Models) -> None:
+            """It is always there."""
 
         def __init__(self, model: str, models: Models) -> None:
             together.wait(PATIENCE_S)

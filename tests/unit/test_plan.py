@@ -18,7 +18,8 @@ from hansard.errors import (
     TokenRefusedError,
     UnsupportedError,
 )
-from hansard.plan import GPU_DIARIZER, GPU_TRANSCRIBER, NOT_YET, STAGES, Choice, Plan, check, check_settings
+from hansard.models import Models
+from hansard.plan import GPU_DIARIZER, GPU_TRANSCRIBER, STAGES, Choice, Plan, check, check_settings
 from hansard.request import Request, parse
 from hansard.settings import Settings
 from hansard.transcribers import TRANSCRIBERS
@@ -32,12 +33,16 @@ ASKED: dict[str, Any] = {
     "temperature": 0,
     "beam_size": 5,
     "batch_size": 8,
+    "target_language": "de",
     "vad_onset": 0.6,
     "vad_offset": 0.3,
     "language_detection_min_prob": 0.5,
     "language_detection_max_tries": 6,
 }
 """A value of each option that is not its default."""
+
+NEEDS: dict[str, dict[str, Any]] = {"target_language": {"task": "translate"}}
+"""What else a job must say to ask for an option at all."""
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +59,14 @@ def backends(monkeypatch: pytest.MonkeyPatch) -> None:
             needs_alignment=True,
         )
         models: ClassVar[dict[str, tuple[str, ...]]] = {"able": ()}
+
+        @classmethod
+        def takes(cls, name: str, models: Models) -> bool:
+            return False
+
+        @classmethod
+        def check(cls, model: str, request: Request, models: Models) -> None:
+            """Any model can be had."""
 
         def __init__(self) -> None:
             pytest.fail("checking loads nothing")
@@ -81,8 +94,9 @@ def settings(**given: Any) -> Settings:
     return Settings(**{"hf_hub_offline": True, **given})
 
 
-def plan(model: str | None = "able", **fields: Any) -> Plan:
-    return check(parse({"audio": "data:,", "model": model, **fields}), settings())
+def plan(model: str | None = "able", models_dir: Path | None = None, **fields: Any) -> Plan:
+    given = {"models_dir": models_dir} if models_dir else {}
+    return check(parse({"audio": "data:,", "model": model, **fields}), settings(**given))
 
 
 def chosen(made: Plan) -> str:
@@ -157,11 +171,6 @@ def test_defaults_that_no_job_could_use_are_a_mistake_of_the_settings(field: str
     check_settings(settings())
 
 
-@pytest.mark.parametrize("name", sorted(NOT_YET))
-def test_models_that_will_come_are_refused_by_name(name: str) -> None:
-    assert unsupported(name) == f"model {name} is not offered by this worker yet; leave out model or name another"
-
-
 # Options
 
 
@@ -171,8 +180,9 @@ def test_the_table_of_options_is_whole() -> None:
 
 @pytest.mark.parametrize("option", sorted(OPTIONS))
 def test_each_option_is_refused_by_name_where_it_would_be_ignored(option: str) -> None:
-    assert unsupported("plain", **{option: ASKED[option]}) == f"model plain does not take {option}"
-    assert plan("able", **{option: ASKED[option]}).transcriber == Choice("able", "able")
+    asked = {option: ASKED[option], **NEEDS.get(option, {})}
+    assert unsupported("plain", **asked).split("; ")[-1] == f"model plain does not take {option}"
+    assert plan("able", **asked).transcriber == Choice("able", "able")
 
 
 @pytest.mark.parametrize("option", sorted(OPTIONS))
@@ -206,6 +216,26 @@ def test_language_multi_is_for_those_who_take_it() -> None:
     assert unsupported("sphinx", language="multi").startswith("model sphinx does not take language multi")
 
 
+def test_a_language_to_write_that_is_what_the_model_writes_anyway() -> None:
+    assert chosen(plan("whisper-tiny-synthetic-ct2", task="translate", target_language="en", models_dir=TINY))
+    refused = unsupported("whisper-tiny-synthetic-ct2", task="translate", target_language="de", models_dir=TINY)
+    assert refused == "model whisper-tiny-synthetic-ct2 does not take target_language"
+
+
+def test_a_model_that_cannot_detect_the_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TRANSCRIBERS["plain"], "can", Can(languages=frozenset({"fr"}), needs_language=True))
+    assert unsupported("plain") == "model plain cannot detect the language; name it in language"
+    assert plan("plain", language="fr").transcriber
+
+
+def test_what_one_model_cannot_do_is_its_own_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(model: str, request: Request, models: Models) -> None:
+        raise UnsupportedError(f"{model} hears no {request.language}")
+
+    monkeypatch.setattr(TRANSCRIBERS["able"], "check", refuse)
+    assert unsupported("able", language="fr") == "able hears no fr"
+
+
 def test_a_task_that_is_not_offered() -> None:
     assert unsupported("plain", task="translate") == "model plain does not offer task translate; it offers: transcribe"
     assert plan("able", task="translate").transcriber == Choice("able", "able")
@@ -237,7 +267,7 @@ def test_task_diarization_takes_no_other_model() -> None:
         plan("able", task="diarization")
 
 
-@pytest.mark.parametrize("option", [*sorted(OPTIONS), "language"])
+@pytest.mark.parametrize("option", [*sorted(OPTIONS - set(NEEDS)), "language"])
 def test_task_diarization_takes_no_option_of_a_transcriber(option: str) -> None:
     value = ASKED.get(option, "fr")
     assert option in unsupported(None, task="diarization", **{option: value})

@@ -405,6 +405,21 @@ DISAGREEMENTS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         {"segments": TURNS, "task": "transcription"},
         "segments belong to task: transcription",
     ),
+    (
+        {"target_language": "de"},
+        {"target_language": "de", "task": "translate"},
+        "target_language needs task: translate",
+    ),
+    (
+        {"target_language": "de", "language": "fr"},
+        {"target_language": "de", "language": "de"},
+        "target_language needs task: translate",
+    ),
+    (
+        {"target_language": "multi", "task": "translate"},
+        {"target_language": None, "task": "translate"},
+        "target_language must be one language",
+    ),
     ({"segments": []}, {"segments": None}, "segments belong to task: transcription"),
     (
         {"output_formats": ["srt", "rttm"]},

@@ -2,7 +2,8 @@
 
 import pytest
 
-from hansard.aligners.spoken import SYMBOLS, UNSPACED, tokens
+from hansard.aligners.spoken import SYMBOLS, tokens
+from hansard.transcript import UNSPACED
 
 UNSPACED_TEXTS = {
     "ja": "今日は2014年、東京で「3.5%」です。OK?",

@@ -53,6 +53,19 @@ def time(text: Transcription, *, known: str = "en fr", reports: list[float] | No
     return time_words(SOUND, text, aligner_for, own, (reports if reports is not None else []).append)
 
 
+def test_words_without_any_times_are_said_to_be_missing() -> None:
+    def none(_: Audio, segments: Sequence[Segment], report: Report) -> tuple[Segment, ...]:
+        return tuple(segments)
+
+    def no_aligner(language: str) -> Aligner:
+        raise UnsupportedError("no aligner")
+
+    text = Transcription((Segment(0, 1, "hello"),), "xx")
+    timed = time_words(SOUND, text, no_aligner, none, lambda _: None)
+    assert timed.segments == text.segments
+    assert timed.warnings == ("word times of language xx are missing: no aligner",)
+
+
 def hows(text: Transcription) -> list[str]:
     return [segment.words[0].text if segment.words else "-" for segment in text.segments]
 

@@ -20,11 +20,11 @@ import numpy.typing as npt
 
 from hansard.aligners.acoustic import FIELD, STRIDE, WILDCARD, Acoustic
 from hansard.aligners.alignment import Alignment
-from hansard.aligners.spoken import UNSPACED, Token, tokens
+from hansard.aligners.spoken import Token, tokens
 from hansard.errors import HansardError, OutOfMemoryError
 from hansard.models import Models
-from hansard.transcript import SAMPLE_RATE, Audio, Float32, Report, Segment, Word
-from hansard.vendors import gpu_lost, no_room
+from hansard.transcript import SAMPLE_RATE, UNSPACED, Audio, Float32, Report, Segment, Word
+from hansard.vendors import give_back_memory, gpu_lost, no_room
 
 log = logging.getLogger(__name__)
 
@@ -183,6 +183,7 @@ class _Run:
         count = max(1, self._most // length)
         batch = [window for window in windows[:count] if window.length == length]
         sound = np.stack([self._sound(window) for window in batch])
+        full = False
         try:
             outputs = self._acoustic(sound)
         except OutOfMemoryError:
@@ -191,6 +192,9 @@ class _Run:
             self._most = len(batch) // 2 * length
             seconds = self._most / SAMPLE_RATE
             self.warnings = (f"memory ran out while words were aligned: batches of {seconds:.0f} s were used",)
+            full = True
+        if full:
+            give_back_memory()  # here, where the error no longer holds what the batch had made
             return []
         del windows[: len(batch)]
         best = self._acoustic.best_character(outputs)

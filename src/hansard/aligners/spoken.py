@@ -14,8 +14,7 @@ from decimal import Decimal
 from functools import lru_cache
 from itertools import pairwise
 
-UNSPACED = frozenset({"ja", "zh", "yue", "th", "lo", "km", "my"})
-"""Languages written without spaces between words."""
+from hansard.transcript import UNSPACED
 
 
 @dataclass(frozen=True, slots=True)

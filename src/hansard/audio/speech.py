@@ -20,6 +20,7 @@ LONGEST_SPAN_S = 20.0
 SHORTEST_PAUSE_MS = 300  # below this, words of one sentence are torn apart; 200 and 500 gave more word errors
 PADDING_MS = 200
 
+SPOKEN = 0.5  # probability above which somebody is taken to speak in a frame
 CERTAINTY = 0.05  # probabilities of speech nearer than this say the same; the sound's energy decides then
 SMOOTH_S = 0.1  # a cut needs a quiet stretch of about this length, not one quiet frame
 
@@ -40,6 +41,10 @@ class Activity:
     def hears(self, span: Span, level: float) -> bool:
         """Is speech likelier than `level` at any moment of a span?"""
         return bool(self.between(span.start, span.end).max(initial=0.0) > level)
+
+    def spoken(self, span: Span) -> float:
+        """For how many seconds of a span somebody speaks."""
+        return float(np.count_nonzero(self.between(span.start, span.end) > SPOKEN) * self.step)
 
     def frame(self, time: float) -> int:
         """The frame that a time lies in, at least 0; it may lie behind the last one."""
@@ -86,7 +91,8 @@ def speaks(probability: Float32, onset: float, offset: float) -> npt.NDArray[np.
     """
     decided = (probability > onset) | (probability < offset)
     last = np.maximum.accumulate(np.where(decided, np.arange(len(probability)), -1))
-    return (last >= 0) & (probability[last] > onset)
+    begun: npt.NDArray[np.bool_] = (last >= 0) & (probability[last] > onset)
+    return begun
 
 
 def stretches(activity: Activity, onset: float, offset: float, duration: float) -> list[Span]:

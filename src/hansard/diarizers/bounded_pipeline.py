@@ -6,6 +6,7 @@ the clusters it is asked for. A recording of one person can be embedded like the
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,15 @@ class BoundedPipeline(SpeakerDiarization):  # type: ignore[misc]
         super().__init__(plda=plda or NoPlda(), clustering=name, **options)
         metric = self._embedding.metric
         self.clustering = BoundedAgglomerative(metric) if plda is None else BoundedVBx(plda, metric)
+
+    def voice(self, file: dict[str, Any]) -> Array | None:
+        """The voice of a recording of one person, shape (dimension,); None where too little is said."""
+        speech, step = self.speech(file)
+        return self.voice_of(file, speech, step) if speech.sum() * step >= LEAST_SPEECH else None
+
+    @abstractmethod
+    def voice_of(self, file: dict[str, Any], speech: npt.NDArray[np.bool_], step: float) -> Array:
+        """The voice of a recording in which one person speaks where `speech` says so, see `speech`."""
 
     def speech(self, file: dict[str, Any]) -> tuple[npt.NDArray[np.bool_], float]:
         """Where anybody speaks, shape (frames,), and the seconds between frames."""

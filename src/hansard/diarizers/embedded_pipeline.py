@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torchaudio
 from pyannote.audio import Model
 
-from hansard.diarizers.bounded_pipeline import LEAST_SPEECH, Array, BoundedPipeline
+from hansard.diarizers.bounded_pipeline import Array, BoundedPipeline
 from hansard.transcript import SAMPLE_RATE
 
 # Resemblyzer's own figures (resemblyzer/hparams.py): 25 ms windows every 10 ms, 40 mel bands, 1.6 s a voice window.
@@ -95,11 +96,8 @@ class EmbeddedPipeline(BoundedPipeline):
             found[chunk] = pool(voices, _talking_alone(mask), first)
         return found
 
-    def voice(self, file: dict[str, Any]) -> Array | None:
-        """The mean voice of a recording of one person, shape (256,), of unit length; None where too little is said."""
-        speech, step = self.speech(file)
-        if speech.sum() * step < LEAST_SPEECH:
-            return None
+    def voice_of(self, file: dict[str, Any], speech: npt.NDArray[np.bool_], step: float) -> Array:
+        """The mean voice, shape (256,), of unit length."""
         voices = np.concatenate([*self._voices(file["waveform"][0], None)])
         length = round(len(speech) * step * FRAMES_PER_SECOND)
         voice: Array = pool(voices, speech[:, None].astype(np.float32), 0, length)[0]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pyannote.audio import Model
 from pyannote.audio.core.plda import PLDA
@@ -19,7 +20,7 @@ from hansard.diarizers.bounded_pipeline import LEAST_SPEECH, Array, BoundedPipel
 from hansard.diarizers.layout import Layout
 from hansard.errors import OutOfMemoryError
 from hansard.transcript import SAMPLE_RATE
-from hansard.vendors import no_room
+from hansard.vendors import give_back_memory, no_room
 
 # Chunks at once, of segmentation and of embedding. 32 as in the published pipelines' config.yaml; on a CPU 4 were a
 # third faster than 32, and a job that is cancelled ends sooner.
@@ -124,15 +125,12 @@ class SharedTrunk(BoundedPipeline):
         voices: Array = self._embedding(sound, masks=weights)
         return voices
 
-    def voice(self, file: dict[str, Any]) -> Array | None:
-        """The mean voice of a recording of one person, shape (dimension,), not of unit length; None for too little.
+    def voice_of(self, file: dict[str, Any], speech: npt.NDArray[np.bool_], step: float) -> Array:
+        """The mean voice, shape (dimension,), not of unit length.
 
         It is cut into pieces of about a chunk, which are not padded: padding would shift the mean of the spectrum
         that the network takes off, and with it the voice of a short sample.
         """
-        speech, step = self.speech(file)
-        if speech.sum() * step < LEAST_SPEECH:
-            return None
         sound = file["waveform"]
         pieces = max(1, round(sound.shape[1] / SAMPLE_RATE / self._segmentation.duration))
         masks = np.array_split(speech.astype(np.float32), pieces)
@@ -157,4 +155,4 @@ class SharedTrunk(BoundedPipeline):
             if batch == 1:
                 raise OutOfMemoryError("diarization does not fit into memory one chunk at a time; use a larger GPU")
             setattr(self, size, batch // 2)
-            torch.cuda.empty_cache()  # the failed batch's blocks would not fit the smaller one's shapes
+            give_back_memory()  # the failed batch's blocks would not fit the smaller one's shapes

@@ -13,6 +13,7 @@ import queue
 import signal
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -25,8 +26,9 @@ from hansard.joblog import JOB_FIELD
 from hansard.models import Models
 from hansard.orphan import leave_with
 from hansard.pipeline import Job, Stock, run
-from hansard.plan import default_diarizer, default_transcriber
+from hansard.plan import Choice, default_diarizer, default_transcriber
 from hansard.settings import Settings
+from hansard.shelf import Closable
 from hansard.stages import StageReport
 from hansard.transcribers import TRANSCRIBERS
 from hansard.transcript import Transcript
@@ -84,20 +86,18 @@ class Engine:
     def warm_up(self) -> None:
         """Load the default backends side by side; a job that comes earlier waits only for those it needs."""
         with ThreadPoolExecutor(2) as pool:
-            for future in [pool.submit(load) for load in (self._load_transcriber, self._load_diarizer)]:
+            loading = ((TRANSCRIBERS, default_transcriber), (DIARIZERS, default_diarizer))
+            for future in [pool.submit(self._load, *default) for default in loading]:
                 if error := future.exception():
                     log.warning("a default model could not be loaded: %s", error, extra={JOB_FIELD: None})
         self.send(Ready())
 
-    def _load_transcriber(self) -> None:
+    def _load(
+        self, table: Mapping[str, Callable[[str, Models], Closable]], default: Callable[[Models], Choice]
+    ) -> None:
         models = Models(self._stock.settings)
-        chosen = default_transcriber(models)
-        self._stock.shelf.get(TRANSCRIBERS[chosen.backend], chosen.model, models)
-
-    def _load_diarizer(self) -> None:
-        models = Models(self._stock.settings)
-        chosen = default_diarizer(models)
-        self._stock.shelf.get(DIARIZERS[chosen.backend], chosen.model, models)
+        chosen = default(models)
+        self._stock.shelf.get(table[chosen.backend], chosen.model, models)
 
     def serve(self) -> None:
         """Run jobs until the parent says to leave, or is gone."""

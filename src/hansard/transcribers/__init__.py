@@ -20,11 +20,29 @@ class Transcriber(Protocol):
     """Turns one channel of sound into text with times.
 
     `models` holds each model it knows by name, with the hub repositories it needs; none: the weights ride in a
-    package. Raises EngineMissingError when constructed without its package, ModelError without its weights.
+    package, or lie with a service. Raises EngineMissingError when constructed without its package, ModelError without
+    its weights.
     """
 
     can: ClassVar[Can]
     models: ClassVar[Mapping[str, tuple[str, ...]]]
+
+    @classmethod
+    def takes(cls, name: str, models: Models) -> bool:
+        """Is a name that no backend knows a model of this one: a folder of its kind, a repository, a service's?
+
+        No network is asked.
+        """
+        ...
+
+    @classmethod
+    def check(cls, model: str, request: Request, models: Models) -> None:
+        """Return when the model can be had and does what a request asks for, beyond what `can` tells.
+
+        Loads nothing, asks the model hub at most a question or two. Raises UnsupportedError, EngineMissingError,
+        ModelError.
+        """
+        ...
 
     def __init__(self, model: str, models: Models) -> None: ...
 
@@ -48,4 +66,7 @@ class Transcriber(Protocol):
     def close(self) -> None: ...
 
 
-TRANSCRIBERS: dict[str, type[Transcriber]] = {"whisper": Whisper, "sphinx": Sphinx}
+TRANSCRIBERS: dict[str, type[Transcriber]] = {
+    "whisper": Whisper,
+    "sphinx": Sphinx,
+}

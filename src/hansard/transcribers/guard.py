@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 
 from hansard.settings import Settings
+from hansard.transcript import Span
 
 DENSEST = 30.0  # letters a second; fast English is about 20, with timing errors 25
 DENSE_FROM = 30.0  # letters; below, a second of speech more or less decides too much
@@ -23,6 +24,7 @@ WIDE = 3.0  # letters that one character of Chinese, Japanese or Korean counts f
 LEAST_WORDS = 8  # that a loop makes, so that "no, no, no, no" is none
 LEAST_LETTERS = 30
 LONGEST_LOOP = 30  # words or letters of what is repeated
+MOST_TOLD = 10  # places that a warning names
 LEAST_GAP_S = 1.5  # of speech without words, to be a fault; the model's times are half a second wrong at worst
 _WIDE = re.compile(r"[\u1100-\u11ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 _LETTER = re.compile(r"\w")
@@ -37,6 +39,10 @@ class Fault(Enum):
     DENSITY = "more words than can be said in the time"
     DOUBT = "the model was unsure of the words"
     GAP = "somebody speaks and no words were recognised"
+
+
+LEFT_OUT = (Fault.REPETITION, Fault.DENSITY, Fault.ENDLESS)
+"""Faults of words that an answer does not hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,27 @@ def fault(heard: Heard, limits: Limits) -> Fault | None:
     if not heard.ended:
         return Fault.ENDLESS
     return Fault.DOUBT if heard.logprob < limits.logprob else None
+
+
+def complaints(found: Iterable[tuple[Span, Fault | None]]) -> list[str]:
+    """What could not be mended, one sentence for each kind of fault, with the times."""
+    faults: dict[Fault, list[Span]] = {kind: [] for kind in (*LEFT_OUT, Fault.GAP, Fault.DOUBT)}
+    for span, kind in found:
+        if kind in faults:
+            faults[kind].append(span)
+    left_out = "; these words were left out"
+    return [
+        f"{kind.value}{left_out if kind in LEFT_OUT else ''}: {places(spans)}"
+        for kind, spans in faults.items()
+        if spans
+    ]
+
+
+def places(spans: Sequence[Span]) -> str:
+    """The times of spans, in order, as a warning tells them."""
+    told = [f"{span.start:.1f}-{span.end:.1f} s" for span in sorted(spans, key=lambda span: (span.start, span.end))]
+    more = f" and {len(told) - MOST_TOLD} more" if len(told) > MOST_TOLD else ""
+    return ", ".join(told[:MOST_TOLD]) + more
 
 
 def compression_ratio(text: str) -> float:

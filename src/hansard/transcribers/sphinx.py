@@ -51,9 +51,18 @@ class Sphinx:
     )
     models: ClassVar[Mapping[str, tuple[str, ...]]] = {"sphinx": ()}
 
-    def __init__(self, model: str, models: Models) -> None:
+    @classmethod
+    def takes(cls, name: str, models: Models) -> bool:
+        """None: its one model has a name."""
+        return False
+
+    @classmethod
+    def check(cls, model: str, request: Request, models: Models) -> None:
+        """Raises EngineMissingError where PocketSphinx is not installed."""
         if importlib.util.find_spec("pocketsphinx") is None:
             raise EngineMissingError("model sphinx needs pocketsphinx: install builder/requirements-embedded.txt")
+
+    def __init__(self, model: str, models: Models) -> None:
         self._processes = min(len(os.sched_getaffinity(0)), MAX_PROCESSES)
         self._pool = self._start()
 

@@ -10,20 +10,21 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
-from pathlib import Path
 from typing import ClassVar
 
-from hansard.audio.speech import Activity, cut, joined, padded, stretches
+from hansard.audio.speech import Activity, joined
 from hansard.audio.voice_activity import load_voice_activity
 from hansard.batch import Batch
 from hansard.errors import UnsupportedError
-from hansard.models import Models
+from hansard.models import Models, shown
 from hansard.request import Request
 from hansard.transcribers.capabilities import OPTIONS, Can
-from hansard.transcribers.guard import Limits
-from hansard.transcribers.whisper_decode import Attempt, Chunk, Decoding, Task, complaints, segments
-from hansard.transcribers.whisper_language import MIXED, decide, languages_of
-from hansard.transcribers.whisper_model import NO_SPACES, WINDOW_S, Manner, WhisperWeights
+from hansard.transcribers.guard import Limits, complaints
+from hansard.transcribers.languages import MIXED
+from hansard.transcribers.pieces import pieces, whole
+from hansard.transcribers.whisper_decode import Attempt, Chunk, Decoding, Task, segments
+from hansard.transcribers.whisper_language import decide, languages_of
+from hansard.transcribers.whisper_model import WINDOW_S, Manner, WhisperWeights
 from hansard.transcribers.whisper_words import time_words
 from hansard.transcript import Audio, Report, Segment, Span, Transcription
 
@@ -66,11 +67,13 @@ LANGUAGES = frozenset(
 )
 # fmt: on
 
+KIND = "whisper"  # as Models.kind names it
+FILE = "model.bin"  # that a hub repository must have
+
 GPU_BATCH = 16
 CPU_BATCH = 4
 BEAM_SIZE = 5
 
-PADDING_S = 0.2  # of speech, into the pauses around it
 LONGEST_PAUSE_S = 3.0  # within a chunk: around longer silence Whisper leaves out words (errors 13, at 5 s 18 of 356)
 MIXED_S = 10.0  # longest stretch in which one language is spoken when they are mixed
 MIXED_PAUSE_S = 0.3  # shortest pause at which the language may change
@@ -90,11 +93,23 @@ class Whisper:
         languages=LANGUAGES,
         mixed_languages=True,
         tasks=frozenset({"transcribe", "translate"}),
-        options=OPTIONS,
+        options=OPTIONS - {"target_language"},
+        always={"target_language": "en"},
         word_times=True,
         needs_alignment=True,
     )
     models: ClassVar[Mapping[str, tuple[str, ...]]] = {name: (repository,) for name, repository in REPOSITORIES.items()}
+
+    @classmethod
+    def takes(cls, name: str, models: Models) -> bool:
+        """A folder of this kind, and any repository that is not on this machine."""
+        return models.kind(name) == KIND or (models.is_repository(name) and models.find(name) is None)
+
+    @classmethod
+    def check(cls, model: str, request: Request, models: Models) -> None:
+        """Raises ModelError for weights out of reach, or a repository of another kind, before it is downloaded."""
+        for repository in cls.models.get(model, (model,)):
+            models.check(repository, holds=FILE)
 
     def __init__(self, model: str, models: Models) -> None:
         settings = models.settings
@@ -102,7 +117,7 @@ class Whisper:
         self._name = model
         self._limits = Limits.of(settings)
         self._batch_size = GPU_BATCH if settings.on_gpu else CPU_BATCH
-        self._weights = WhisperWeights(folder, Path(model).name if Path(model).is_absolute() else model, settings)
+        self._weights = WhisperWeights(folder, shown(model), settings)
         self._voice_activity = load_voice_activity(settings.vad_method, "cuda" if settings.on_gpu else "cpu")
 
     def transcribe(
@@ -116,10 +131,10 @@ class Whisper:
         mixed = request.language == MIXED
         batch = Batch(request.batch_size or self._batch_size)
         activity = self._voice_activity(audio, lambda part: report(part * SPEECH_SHARE))
-        pieces = _pieces(audio, activity, request, spans)
-        spoken = decide(self._weights, audio, request, [piece.span for piece in pieces], batch)
+        chunks = _chunks(audio, activity, request, spans)
+        spoken = decide(self._weights, audio, request, [chunk.span for chunk in chunks], batch)
         report(SPEECH_SHARE + LANGUAGE_SHARE)
-        chunks = [replace(piece, language=one) for piece, one in zip(pieces, spoken.each, strict=True)]
+        chunks = [replace(chunk, language=one) for chunk, one in zip(chunks, spoken.each, strict=True)]
         if mixed and spans is None:
             chunks = _joined(chunks)
         task, warnings = self._task(audio, activity, request, _progress(report, chunks))
@@ -133,7 +148,12 @@ class Whisper:
             tuple(found if mixed else (replace(segment, language=None) for segment in found)),
             spoken.language,
             spoken.probability,
-            (*spoken.warnings, *activity.warnings, *warnings, *complaints(attempts)),
+            (
+                *spoken.warnings,
+                *activity.warnings,
+                *warnings,
+                *complaints((attempt.chunk.span, attempt.fault) for attempt in attempts),
+            ),
         )
 
     def time_words(self, audio: Audio, segments: Sequence[Segment], report: Report) -> tuple[Segment, ...]:
@@ -181,23 +201,14 @@ class Whisper:
         owned: dict[int, list[Attempt]] = {}
         for attempt in attempts:
             owned.setdefault(attempt.chunk.owner, []).append(attempt)
-        return [_whole(span, segments(owned.get(n, ()), self._weights.text)) for n, span in enumerate(spans)]
+        return [whole(span, segments(owned.get(n, ()), self._weights.text)) for n, span in enumerate(spans)]
 
 
-def _pieces(audio: Audio, activity: Activity, request: Request, spans: Sequence[Span] | None) -> list[Chunk]:
-    """What may be decoded, at most 30 s each, `owner` being the place among the given spans; languages are open."""
-    if spans is None:
-        mixed = request.language == MIXED
-        longest, pause = (MIXED_S, MIXED_PAUSE_S) if mixed else (WINDOW_S, LONGEST_PAUSE_S)
-        speech = stretches(activity, request.vad_onset, request.vad_offset, audio.duration)
-        wanted = [(0, span) for span in joined(padded(speech, PADDING_S, audio.duration), longest, pause)]
-    else:
-        inside = [Span(max(0.0, span.start), min(span.end, audio.duration)) for span in spans]
-        wanted = [(n, span) for n, span in enumerate(inside) if span.end > span.start]
-        # the caller says that somebody speaks there, so only what is clearly silent is left out
-        wanted = [(n, span) for n, span in wanted if activity.hears(span, request.vad_offset)]
-        longest = WINDOW_S
-    return [Chunk(part, "", n) for n, span in wanted for part in cut(audio, activity, span, longest)]
+def _chunks(audio: Audio, activity: Activity, request: Request, spans: Sequence[Span] | None) -> list[Chunk]:
+    """What is to be decoded, `owner` being the place among the given spans; languages are open."""
+    mixed = request.language == MIXED and spans is None
+    longest, pause = (MIXED_S, MIXED_PAUSE_S) if mixed else (WINDOW_S, LONGEST_PAUSE_S)
+    return [Chunk(piece.span, "", piece.owner) for piece in pieces(audio, activity, request, spans, longest, pause)]
 
 
 def _joined(chunks: Sequence[Chunk]) -> list[Chunk]:
@@ -214,17 +225,3 @@ def _progress(report: Report, chunks: Sequence[Chunk]) -> Callable[[float], None
     total = sum(chunk.span.end - chunk.span.start for chunk in chunks)
     before = SPEECH_SHARE + LANGUAGE_SHARE
     return lambda settled: report(before + (1 - before) * min(1.0, settled / total))
-
-
-def _whole(span: Span, phrases: Sequence[Segment]) -> Segment:
-    """One segment of a given span; its language is that of most of what is said in it."""
-    spoken: dict[str | None, float] = {}
-    for phrase in phrases:
-        spoken[phrase.language] = spoken.get(phrase.language, 0.0) + phrase.end - phrase.start
-    language = max(spoken, key=lambda one: spoken[one], default=None)
-    return Segment(
-        span.start,
-        span.end,
-        (" " if language not in NO_SPACES else "").join(p.text for p in phrases),
-        language=language,
-    )

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from hansard.audio.speech import Activity, cut
 from hansard.batch import Batch
 from hansard.transcribers.guard import LEAST_GAP_S, Fault, Heard, Limits, fault
@@ -24,9 +22,6 @@ PARTS_S = (10.0, 4.0)  # longest parts that a chunk is cut into when no temperat
 LEAST_PART_S = 2.0  # a chunk is not cut below this
 MOST_ROUNDS = 2  # of gaps, and gaps in what was heard in gaps
 LEAST_SEGMENT_S = 0.02  # one step of Whisper's time tokens
-MOST_TOLD = 10  # places that a warning names
-LEFT_OUT = (Fault.REPETITION, Fault.DENSITY, Fault.ENDLESS)  # faults of words that an answer does not hold
-SPOKEN = 0.5  # probability above which a frame counts as speech here
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,15 +165,10 @@ class Decoding:
     def _judged(self, chunk: Chunk, decoded: Decoded) -> Attempt:
         text = self._weights.text(decoded.tokens)
         seconds = chunk.span.end - chunk.span.start
-        speech = self._speech(chunk.span)
+        speech = self._task.activity.spoken(chunk.span)
         heard = Heard(text, decoded.logprob, decoded.no_speech, seconds, speech, decoded.ended)
         phrases = self._weights.phrases(decoded.tokens, seconds)
         return Attempt(chunk, tuple(phrases), text, decoded.logprob, fault(heard, self._task.limits))
-
-    def _speech(self, span: Span) -> float:
-        """For how many seconds of a span somebody speaks."""
-        activity = self._task.activity
-        return float(np.count_nonzero(activity.between(span.start, span.end) > SPOKEN) * activity.step)
 
     def _gaps(self, attempt: Attempt) -> list[Chunk]:
         """Where in a sound transcript somebody speaks and no phrase is."""
@@ -187,7 +177,7 @@ class Decoding:
         begin, end = attempt.chunk.span.start, attempt.chunk.span.end
         edges = [begin, *(begin + time for p in attempt.phrases for time in (p.start, p.end)), end]
         gaps = [Span(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if b > a]
-        return [replace(attempt.chunk, span=gap) for gap in gaps if self._speech(gap) >= LEAST_GAP_S]
+        return [replace(attempt.chunk, span=gap) for gap in gaps if self._task.activity.spoken(gap) >= LEAST_GAP_S]
 
 
 def _flat(attempts: Sequence[Sequence[Attempt]]) -> list[Attempt]:
@@ -217,16 +207,3 @@ def segments(attempts: Sequence[Attempt], text: Callable[[Sequence[int]], str]) 
             if words := text(phrase.tokens):
                 found.append(Segment(start, stop, words, language=attempt.chunk.language))
     return sorted(found, key=lambda segment: (segment.start, segment.end))
-
-
-def complaints(attempts: Sequence[Attempt]) -> list[str]:
-    """What the guard could not mend, one sentence for each kind of fault, with the times."""
-    found = []
-    for kind in (*LEFT_OUT, Fault.GAP, Fault.DOUBT):
-        spans = sorted((a.chunk.span for a in attempts if a.fault is kind), key=lambda span: span.start)
-        if spans:
-            told = ", ".join(f"{span.start:.1f}-{span.end:.1f} s" for span in spans[:MOST_TOLD])
-            more = f" and {len(spans) - MOST_TOLD} more" if len(spans) > MOST_TOLD else ""
-            left_out = "; these words were left out" if kind in LEFT_OUT else ""
-            found.append(f"{kind.value}{left_out}: {told}{more}")
-    return found

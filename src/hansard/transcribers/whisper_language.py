@@ -14,10 +14,10 @@ import numpy.typing as npt
 from hansard.batch import Batch
 from hansard.errors import UnsupportedError
 from hansard.request import Request
+from hansard.transcribers.languages import MIXED, NO_SPEECH, doubts
 from hansard.transcribers.whisper_model import Encoded, WhisperWeights
 from hansard.transcript import Audio, Segment, Span
 
-MIXED = "multi"  # as a request's language: decide anew for each stretch of speech
 VOTERS = 5  # segments that are asked where a job says nothing of it
 
 Chances = npt.NDArray[np.float64]
@@ -47,7 +47,7 @@ def decide(weights: WhisperWeights, audio: Audio, request: Request, spans: Seque
             ("en",) * len(spans), "en", None, ("the language was not detected: this model knows English only",)
         )
     if not spans:
-        return Spoken((), "en", 0.0, ("no speech was found, so no language could be detected",))
+        return Spoken((), "en", 0.0, (NO_SPEECH,))
     ready: Ready = {}
     if named == MIXED:
         each, probability = choose_each(weights, audio, spans, batch)
@@ -56,8 +56,8 @@ def decide(weights: WhisperWeights, audio: Audio, request: Request, spans: Seque
         voters = _evenly(spans, request.language_detection_max_tries)
         language, probability, ready = vote(weights, audio, voters, batch)
         each = [language] * len(spans)
-    doubts = _doubts(language, probability, request.language_detection_min_prob)
-    return Spoken(tuple(each), language, probability, doubts, ready)
+    warnings = doubts(language, probability, request.language_detection_min_prob)
+    return Spoken(tuple(each), language, probability, warnings, ready)
 
 
 def languages_of(weights: WhisperWeights, audio: Audio, segments: Sequence[Segment], batch: Batch) -> list[str]:
@@ -99,15 +99,6 @@ def _most_spoken(languages: Sequence[str], spans: Sequence[Span]) -> str:
     for language, span in zip(languages, spans, strict=True):
         seconds[language] += span.end - span.start
     return max(seconds, key=lambda language: seconds[language])
-
-
-def _doubts(language: str, probability: float, least: float) -> tuple[str, ...]:
-    if probability >= least:
-        return ()
-    return (
-        f"the language was taken for {language} with probability {probability:.4f}, less than "
-        f"language_detection_min_prob {least:g}; if it is another, name it in language",
-    )
 
 
 def _chances(

@@ -16,7 +16,7 @@ import numpy as np
 
 from hansard.errors import EngineMissingError, ModelError, OutOfMemoryError, SettingsError
 from hansard.settings import Settings
-from hansard.transcript import SAMPLE_RATE, Float32
+from hansard.transcript import SAMPLE_RATE, UNSPACED, Float32
 from hansard.vendors import gpu_lost, no_room
 
 WINDOW_S = 30.0  # seconds that Whisper hears at once
@@ -28,7 +28,6 @@ TOKENS_PER_SECOND = 40  # more than speech in any script needs, Malayalam's 32 b
 BEST_OF = 5  # samples drawn where decoding is random; the likeliest is kept
 
 COMPUTE_TYPES = {"cuda": ("float16", "int8_float16", "int8", "float32"), "cpu": ("int8", "float32")}  # best first
-NO_SPACES = frozenset({"zh", "ja", "th", "lo", "my", "km", "yue"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +204,7 @@ class WhisperWeights:
 
     def words(self, text: str, language: str) -> list[tuple[str, list[int]]]:
         """The words of a text and the tokens of each; where a language has no spaces, the tokens' own characters."""
-        if language in NO_SPACES:
+        if language in UNSPACED:
             pieces, tokens = self._tokenizer(language, "transcribe").split_tokens_on_unicode(self._encode(text))
             return list(zip(pieces, tokens, strict=True))
         return [(word, self._encode(" " + word)) for word in text.split()]

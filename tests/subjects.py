@@ -1,0 +1,39 @@
+"""What the transcribers are judged on: for each of the table a model, the world it lives in, and a recording."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hansard.settings import Settings
+from places import CLIPS, DATA, ROOT, TINY
+
+
+
+@contextmanager
+def folders(_: Path) -> Iterator[Settings]:
+    """A worker whose models are folders of this repository, or ride in packages."""
+    yield Settings(models_dir=TINY, hf_hub_offline=True, device="cpu")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a backend is judged on: a model of it, and a recording of English that this model understands.
+
+    `world` makes what the model needs, in an empty folder, and gives the settings of a worker that has it. A model of
+    random weights understands nothing: it is judged on all but the words.
+    """
+
+    model: str
+    recording: Path = CLIPS / "meeting_en_2voices.flac"
+    truth: Path = CLIPS / "meeting_en_2voices.json"
+    world: Callable[[Path], AbstractContextManager[Settings]] = folders
+    understands: bool = True
+
+
+SUBJECTS = {
+    "whisper": Subject("whisper-tiny-synthetic-ct2"),
+    "sphinx": Subject("sphinx", DATA / "meeting.ogg", DATA / "meeting.json"),
+}

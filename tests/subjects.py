@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from hansard.settings import Settings
 from places import CLIPS, DATA, ROOT, TINY
 
+small_voxtral = SimpleNamespace(**runpy.run_path(str(ROOT / "tests" / "models" / "make_voxtral.py")))
 
 
 @contextmanager
@@ -35,5 +38,6 @@ class Subject:
 
 SUBJECTS = {
     "whisper": Subject("whisper-tiny-synthetic-ct2"),
+    "voxtral": Subject(small_voxtral.NAME, world=small_voxtral.worker, understands=False),
     "sphinx": Subject("sphinx", DATA / "meeting.ogg", DATA / "meeting.json"),
 }

@@ -12,6 +12,7 @@ from hansard.models import Models
 from hansard.request import Request
 from hansard.transcribers.capabilities import Can
 from hansard.transcribers.sphinx import Sphinx
+from hansard.transcribers.voxtral import Voxtral
 from hansard.transcribers.whisper import Whisper
 from hansard.transcript import Audio, Report, Segment, Span, Transcription
 
@@ -68,5 +69,6 @@ class Transcriber(Protocol):
 
 TRANSCRIBERS: dict[str, type[Transcriber]] = {
     "whisper": Whisper,
+    "voxtral": Voxtral,
     "sphinx": Sphinx,
 }

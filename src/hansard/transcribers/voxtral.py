@@ -1,0 +1,146 @@
+"""Voxtral: Mistral's open weights, a Whisper encoder that a language model listens to, in eight languages.
+
+Speech is found first and cut into pieces of at most 30 s, what the encoder hears at once; they are transcribed in
+batches. The weights give neither times nor a language nor how sure they are: each piece becomes a segment, an aligner
+times its words, and the language is told from the text.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from hansard.audio.voice_activity import load_voice_activity
+from hansard.batch import Batch
+from hansard.models import Models, shown
+from hansard.request import Request
+from hansard.transcribers.attempts import Attempt, Judge, Progress, Writing
+from hansard.transcribers.capabilities import Can
+from hansard.transcribers.guard import Limits, complaints
+from hansard.transcribers.languages import MIXED, of_texts
+from hansard.transcribers.pieces import Piece, gathered, pieces
+from hansard.transcribers.voxtral_model import (
+    BLOCK_S,
+    KIND,
+    Manner,
+    Written,
+    compute_type,
+    installed,
+    load,
+)
+from hansard.transcript import Audio, Report, Segment, Span, Transcription
+
+log = logging.getLogger(__name__)
+
+LANGUAGES = frozenset({"de", "en", "es", "fr", "hi", "it", "nl", "pt"})
+REPOSITORIES = ("mistralai/Voxtral-Mini-3B-2507", "mistralai/Voxtral-Small-24B-2507")
+
+FILE = "tekken.json"  # that a hub repository must have
+
+GPU_BATCH = 32
+CPU_BATCH = 4
+
+LONGEST_S = BLOCK_S - 0.01  # so that rounding to samples begins no second block
+LONGEST_PAUSE_S = 1.5  # within a piece: people read it as one segment
+MIXED_S = 10.0  # longest stretch in which one language is spoken when they are mixed
+MIXED_PAUSE_S = 0.3  # shortest pause at which the language may change
+SHORTEST_S = 0.1  # of sound that anything is said in
+
+SPEECH_SHARE = 0.05  # of the stage's time
+
+
+class Voxtral:
+    """A Voxtral of 2507: one of the two published, or a folder under MODELS_DIR."""
+
+    can: ClassVar[Can] = Can(
+        languages=LANGUAGES,
+        mixed_languages=True,
+        options=frozenset({"temperature", "batch_size", "vad_onset", "vad_offset", "language_detection_min_prob"}),
+        needs_alignment=True,
+    )
+    models: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        name: (repository,) for repository in REPOSITORIES for name in (repository, repository.partition("/")[2])
+    }
+
+    @classmethod
+    def takes(cls, name: str, models: Models) -> bool:
+        """A folder of this kind."""
+        return models.kind(name) == KIND
+
+    @classmethod
+    def check(cls, model: str, request: Request, models: Models) -> None:
+        """Raises ModelError for weights out of reach, EngineMissingError, SettingsError for a wrong COMPUTE_TYPE."""
+        installed()
+        compute_type(models.settings)
+        for repository in cls.models.get(model, (model,)):
+            models.check(repository, holds=FILE)
+
+    def __init__(self, model: str, models: Models) -> None:
+        settings = models.settings
+        [folder] = [models.get(repository) for repository in self.models.get(model, (model,))]
+        self._limits = Limits.of(settings)
+        self._batch_size = GPU_BATCH if settings.on_gpu else CPU_BATCH
+        self._weights = load(folder, shown(model), settings)
+        self._voice_activity = load_voice_activity(settings.vad_method, "cuda" if settings.on_gpu else "cpu")
+
+    def transcribe(
+        self, audio: Audio, request: Request, report: Report, spans: Sequence[Span] | None = None
+    ) -> Transcription:
+        """One segment for each piece of speech or of `spans`; warnings say what the guard could not mend.
+
+        Raises OutOfMemoryError.
+        """
+        mixed = request.language == MIXED
+        manner = Manner(None if mixed else request.language, request.temperature or 0.0)
+        batch, warnings = self._batch(request, manner)
+        activity = self._voice_activity(audio, lambda part: report(part * SPEECH_SHARE))
+        longest, pause = (MIXED_S, MIXED_PAUSE_S) if mixed and spans is None else (LONGEST_S, LONGEST_PAUSE_S)
+        found = pieces(audio, activity, request, spans, longest, pause)
+        heard = [piece for piece in found if piece.length >= SHORTEST_S]
+
+        def work(todo: Sequence[Piece], part: Report) -> list[Written]:
+            return self._weights.texts([audio.mono(p.span.start, p.span.end) for p in todo], manner, part)
+
+        progress = Progress(report, sum(piece.length for piece in heard), SPEECH_SHARE)
+        attempts = Writing(work, Judge(audio, activity, self._limits), batch, progress).write(heard)
+        report(1.0)
+        log.info("%d pieces of speech, transcribed %d at a time", len(heard), batch.size)
+        if batch.size < batch.asked:
+            warnings.append(f"memory was short: pieces were transcribed {batch.size} at a time, not {batch.asked}")
+        standing = [attempt for attempt in attempts if attempt.fault is None]
+        spoken = of_texts(request, [attempt.written.text for attempt in standing], LANGUAGES)
+        phrases = [(a.piece, [_segment(a, one)]) for a, one in zip(standing, spoken.each, strict=True)]
+        segments = gathered(phrases, spans)
+        return Transcription(
+            segments if mixed else tuple(replace(segment, language=None) for segment in segments),
+            spoken.language,
+            spoken.probability,
+            (
+                *spoken.warnings,
+                *activity.warnings,
+                *warnings,
+                *complaints((attempt.piece.span, attempt.fault) for attempt in attempts),
+            ),
+        )
+
+    def time_words(self, audio: Audio, segments: Sequence[Segment], report: Report) -> tuple[Segment, ...]:
+        """The segments as they are: these weights have no idea of times."""
+        return tuple(segments)
+
+    def close(self) -> None:
+        self._weights.close()
+
+    def _batch(self, request: Request, manner: Manner) -> tuple[Batch, list[str]]:
+        """How many pieces go into one call, and a warning where VOXTRAL_MAX_TOKENS allows fewer than were asked for."""
+        fit = self._weights.budget(manner.language).at_once(LONGEST_S)
+        asked = request.batch_size or min(fit, self._batch_size)
+        if asked <= fit:
+            return Batch(asked), []
+        return Batch(fit), [f"VOXTRAL_MAX_TOKENS allows {fit} pieces at a time, not {asked}"]
+
+
+def _segment(attempt: Attempt[Written], language: str) -> Segment:
+    span = attempt.piece.span
+    return Segment(span.start, span.end, attempt.written.text, language=language)

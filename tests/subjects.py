@@ -6,9 +6,11 @@ import runpy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import voxtral_server
 from hansard.settings import Settings
 from places import CLIPS, DATA, ROOT, TINY
 
@@ -39,5 +41,7 @@ class Subject:
 SUBJECTS = {
     "whisper": Subject("whisper-tiny-synthetic-ct2"),
     "voxtral": Subject(small_voxtral.NAME, world=small_voxtral.worker, understands=False),
+    "voxtral_transcriptions": Subject("voxtral-mini-latest", world=partial(voxtral_server.service, dialect="mistral")),
+    "voxtral_chat": Subject("voxtral-small-latest", world=partial(voxtral_server.service, dialect="vllm")),
     "sphinx": Subject("sphinx", DATA / "meeting.ogg", DATA / "meeting.json"),
 }

@@ -13,6 +13,7 @@ from hansard.request import Request
 from hansard.transcribers.capabilities import Can
 from hansard.transcribers.sphinx import Sphinx
 from hansard.transcribers.voxtral import Voxtral
+from hansard.transcribers.voxtral_api import VoxtralChat, VoxtralTranscriptions
 from hansard.transcribers.whisper import Whisper
 from hansard.transcript import Audio, Report, Segment, Span, Transcription
 
@@ -70,5 +71,7 @@ class Transcriber(Protocol):
 TRANSCRIBERS: dict[str, type[Transcriber]] = {
     "whisper": Whisper,
     "voxtral": Voxtral,
+    "voxtral_transcriptions": VoxtralTranscriptions,
+    "voxtral_chat": VoxtralChat,
     "sphinx": Sphinx,
 }

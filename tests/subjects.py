@@ -15,6 +15,7 @@ from hansard.settings import Settings
 from places import CLIPS, DATA, ROOT, TINY
 
 small_voxtral = SimpleNamespace(**runpy.run_path(str(ROOT / "tests" / "models" / "make_voxtral.py")))
+small_canary = SimpleNamespace(**runpy.run_path(str(ROOT / "tests" / "models" / "make_canary.py")))
 
 
 @contextmanager
@@ -43,5 +44,6 @@ SUBJECTS = {
     "voxtral": Subject(small_voxtral.NAME, world=small_voxtral.worker, understands=False),
     "voxtral_transcriptions": Subject("voxtral-mini-latest", world=partial(voxtral_server.service, dialect="mistral")),
     "voxtral_chat": Subject("voxtral-small-latest", world=partial(voxtral_server.service, dialect="vllm")),
+    "canary": Subject(small_canary.NAME, world=small_canary.worker, understands=False),
     "sphinx": Subject("sphinx", DATA / "meeting.ogg", DATA / "meeting.json"),
 }

@@ -45,6 +45,6 @@ def test_every_file_has_its_phrase_in_the_tree(file: Path) -> None:
 
 
 def test_commands_named_exist_and_run_from_anywhere() -> None:
-    for command in set(re.findall(r"`?(builder/[a-z]+)\b(?!\.)", README)):
+    for command in set(re.findall(r"`?(builder/[a-z]+)\b(?![.-])", README)):
         path = ROOT / command
         assert path.is_dir() or path.stat().st_mode & 0o111, command

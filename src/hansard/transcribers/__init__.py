@@ -10,6 +10,7 @@ from typing import ClassVar, Protocol
 
 from hansard.models import Models
 from hansard.request import Request
+from hansard.transcribers.canary import Canary
 from hansard.transcribers.capabilities import Can
 from hansard.transcribers.sphinx import Sphinx
 from hansard.transcribers.voxtral import Voxtral
@@ -73,5 +74,6 @@ TRANSCRIBERS: dict[str, type[Transcriber]] = {
     "voxtral": Voxtral,
     "voxtral_transcriptions": VoxtralTranscriptions,
     "voxtral_chat": VoxtralChat,
+    "canary": Canary,
     "sphinx": Sphinx,
 }

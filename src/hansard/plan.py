@@ -83,8 +83,17 @@ def check(request: Request, settings: Settings) -> Plan:
     if transcriber:
         TRANSCRIBERS[transcriber.backend].check(transcriber.model, request, models)
     diarizer, warnings = _diarizer_in_reach(diarizer, request, models)
-    wants_words = request.align_output or (diarizer is not None and request.task == "transcribe")
+    wants_words = (
+        request.align_output
+        or (diarizer is not None and request.task == "transcribe")
+        or (_captions(request) and not can.word_times)  # whose segments would be captions of half a minute
+    )
     return Plan(transcriber, diarizer, align=wants_words and can.needs_alignment, warnings=warnings)
+
+
+def _captions(request: Request) -> bool:
+    """Are subtitles of the words that are spoken wanted?"""
+    return request.task != "translate" and bool({"srt", "vtt"} & set(request.output_formats))
 
 
 def check_settings(settings: Settings) -> None:

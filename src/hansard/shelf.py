@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from hansard.models import Models
-from hansard.vendors import give_back_memory, no_room
+from hansard.vendors import give_back_memory, no_room, without_frames
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +88,10 @@ class Shelf:
         except Exception as error:
             if not no_room(error):
                 raise
-            full = error.with_traceback(None)  # or it would hold what was loaded so far
+            full = without_frames(error)  # or it would hold what was loaded so far
         else:
             return self._loaded(key, loaded, begin)
+        give_back_memory()  # what was loaded so far
         if not self.make_room():
             raise full
         return self._loaded(key, load(), begin)

@@ -35,6 +35,19 @@ def gpu_lost(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and not no_room(error) and any(sign in str(error) for sign in LOST)
 
 
+def without_frames(error: Exception) -> Exception:
+    """The same error, and those behind it, without the frames they came through, which hold all that was made there."""
+    seen: set[int] = set()
+    behind: list[BaseException | None] = [error]
+    while behind:
+        one = behind.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            behind += [one.__cause__, one.__context__]
+    return error
+
+
 def give_back_memory() -> None:
     """Let go of what nobody refers to, and of the GPU's memory that torch keeps for itself: CTranslate2 may need it."""
     gc.collect()

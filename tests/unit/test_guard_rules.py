@@ -81,6 +81,31 @@ def test_repetition_without_a_loop_shows_in_the_compression_ratio() -> None:
     assert judge(text, seconds=30) is Fault.REPETITION
 
 
+HINDI = (
+    "आज की बैठक में हम पिछले महीने की बिक्री और अगले साल के बजट पर बात करेंगे। पहले रमेश जी बताएँगे कि नए ग्राहकों से क्या"
+    " सुझाव मिले हैं, फिर सीमा जी विज्ञापन के खर्च का हिसाब देंगी। उसके बाद हम तय करेंगे कि किस शहर में नया दफ़्तर खोला जाए"
+    " और कितने लोग रखे जाएँ। अगर समय बचा तो छुट्टियों की सूची भी देख लेंगे, नहीं तो वह अगली बार के लिए छोड़ देंगे। सबसे ज़रूरी"
+    " बात यह है कि हर काम के लिए एक ही व्यक्ति ज़िम्मेदार हो और तारीख़ लिखी जाए, ताकि बाद में किसी को शिकायत न रहे।"
+)
+RUSSIAN = (
+    "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему. Все смешалось в доме "
+    "Облонских. Жена узнала, что муж был в связи с бывшею в их доме француженкою-гувернанткой, и объявила мужу, что не "
+    "может жить с ним в одном доме. Положение это продолжалось уже третий день и мучительно чувствовалось и самими "
+    "супругами, и всеми членами семьи, и домочадцами."
+)
+
+
+@pytest.mark.parametrize("text", [HINDI, RUSSIAN, RUSSIAN + HINDI])
+def test_no_alphabet_and_no_length_passes_for_repetition(text: str) -> None:
+    assert compression_ratio(text) < 2
+    assert judge(text, seconds=30) is None
+
+
+@pytest.mark.parametrize("said", ["धन्यवाद दोस्तों। ", "Спасибо за просмотр. ", "Thank you for watching. ", "谢谢观看。"])
+def test_a_loop_in_the_midst_of_a_long_text_shows(said: str) -> None:
+    assert compression_ratio(RUSSIAN + said * 40 + RUSSIAN) > 2.4
+
+
 def test_too_many_words_for_the_time() -> None:
     long = "We moved the deadline of the marketing project from October to the second week of January."
     assert judge(long, seconds=6) is None

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from hansard.request import Request, parse
-from hansard.transcribers.languages import NO_SPEECH, of_text, of_texts
+from hansard.transcribers.languages import NO_WORDS, of_text, of_texts
 
 EIGHT = frozenset({"en", "es", "fr", "pt", "hi", "de", "nl", "it"})
 
@@ -56,6 +56,30 @@ def test_each_text_has_its_own_where_they_are_mixed() -> None:
     assert written.language == "fr"
 
 
+@pytest.mark.parametrize("among", [EIGHT, None])
+@pytest.mark.parametrize("text", ["OK.", "?!", "123"])
+def test_a_text_that_tells_nothing_is_taken_for_english_and_told(text: str, among: frozenset[str] | None) -> None:
+    written = of_texts(asked(), [text], among)
+    assert written.language == "en"
+    [warning] = written.warnings
+    assert "too short to tell its language" in warning
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("Dzień dobry wszystkim, zaczynamy zebranie.", "pl"),
+        ("Добрий день усім, починаємо наші збори.", "uk"),
+        ("Доброе утро всем, начнём с протокола прошлой недели.", "ru"),
+        ("God morgon allihopa, låt oss börja med protokollet.", "sv"),
+        ("Herkese günaydın, geçen haftanın tutanağıyla başlayalım.", "tr"),
+        ("Bună dimineața tuturor, să începem cu procesul-verbal.", "ro"),
+    ],
+)
+def test_any_language_may_be_found_where_none_is_ruled_out(text: str, language: str) -> None:
+    assert of_texts(asked(), [text]).language == language
+
+
 def test_doubt_is_said() -> None:
     [warning] = of_texts(asked(sure=0.9), ["Oui."], EIGHT).warnings
     assert "less than language_detection_min_prob 0.9" in warning
@@ -64,7 +88,7 @@ def test_doubt_is_said() -> None:
 @pytest.mark.parametrize("texts", [[], [""], ["", " "]])
 def test_without_a_text_there_is_no_language(texts: list[str]) -> None:
     written = of_texts(asked(), texts, EIGHT)
-    assert (written.language, written.probability, written.warnings) == ("en", 0.0, (NO_SPEECH,))
+    assert (written.language, written.probability, written.warnings) == ("en", 0.0, (NO_WORDS,))
     assert len(written.each) == len(texts)
 
 

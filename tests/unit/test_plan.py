@@ -236,6 +236,22 @@ def test_what_one_model_cannot_do_is_its_own_to_say(monkeypatch: pytest.MonkeyPa
     assert unsupported("able", language="fr") == "able hears no fr"
 
 
+@pytest.mark.parametrize(("formats", "align"), [(["srt"], True), (["txt", "vtt"], True), (["txt", "tsv"], False)])
+def test_captions_of_a_model_without_times_want_an_aligner(
+    formats: list[str], align: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or one caption would hold all that is said in half a minute."""
+    monkeypatch.setattr(TRANSCRIBERS["plain"], "can", Can(languages=frozenset({"en"}), needs_alignment=True))
+    assert plan("plain", language="en", output_formats=formats).align is align
+    assert plan("able", language="en", output_formats=formats).align is False
+
+
+def test_a_model_without_times_can_have_its_words_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "gives no word times" in unsupported("plain", language="en", align_output=True)
+    monkeypatch.setattr(TRANSCRIBERS["plain"], "can", Can(languages=frozenset({"en"}), needs_alignment=True))
+    assert plan("plain", language="en", align_output=True).align
+
+
 def test_a_task_that_is_not_offered() -> None:
     assert unsupported("plain", task="translate") == "model plain does not offer task translate; it offers: transcribe"
     assert plan("able", task="translate").transcriber == Choice("able", "able")

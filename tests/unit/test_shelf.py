@@ -15,6 +15,7 @@ from hansard.errors import CancelledError, EngineMissingError
 from hansard.models import Models
 from hansard.settings import Settings
 from hansard.shelf import MOST, Shelf
+from hansard.transcribers.loading import loading
 
 PATIENCE_S = 20.0
 
@@ -236,7 +237,8 @@ def test_whoever_waits_is_told_how_far_the_download_is_and_may_leave(monkeypatch
     assert shelf.get(Slow, "tiny", MODELS) is first.result()
 
 
-def test_what_was_loaded_before_memory_ran_out_is_gone_when_it_is_tried_again() -> None:
+@pytest.mark.parametrize("told", ["as it is", "in our words"])
+def test_what_was_loaded_before_memory_ran_out_is_gone_when_it_is_tried_again(told: str) -> None:
     """A half-loaded model that the error still holds would take the room that the second try needs."""
     shelf, wanted = Shelf(), backend()
     alive: list[weakref.ref[Half]] = []
@@ -248,12 +250,19 @@ def test_what_was_loaded_before_memory_ran_out_is_gone_when_it_is_tried_again() 
         made: ClassVar[list[Backend]] = []
 
         def __init__(self, model: str, models: object) -> None:
+            if told == "as it is":
+                self.fill()
+            else:
+                with loading(model):
+                    self.fill()
+            super().__init__(model, models)
+
+        def fill(self) -> None:
             half = Half()
             alive.append(weakref.ref(half))
             if len(alive) == 1:
                 raise RuntimeError("CUDA failed with error out of memory")
             assert alive[0]() is None
-            super().__init__(model, models)
 
     get(shelf, wanted)
     shelf.begin()

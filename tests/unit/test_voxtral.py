@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import runpy
+import shutil
 import socket
 import weakref
 from collections.abc import Callable, Sequence
@@ -430,6 +431,15 @@ def test_a_published_model_that_is_nowhere_is_refused_at_the_door(tmp_path: Path
         check(ask(model=REPOSITORIES[0]), settings(tmp_path, hf_home=tmp_path, cached_models_dir=tmp_path))
 
 
+def test_a_folder_in_mistrals_own_format_is_refused_at_the_door(shelf: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "Voxtral-Mini-3B-2507"
+    folder.mkdir()
+    (folder / "consolidated.safetensors").write_bytes(b"0")
+    shutil.copy(shelf / small.NAME / "tekken.json", folder)
+    with pytest.raises(ModelError, match="it has no config.json, no preprocessor_config.json"):
+        check(ask(model="Voxtral-Mini-3B-2507"), settings(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
@@ -644,7 +654,8 @@ def test_mixed_languages_are_told_for_each_piece(play: Play) -> None:
 def test_the_language_and_temperature_of_a_job_reach_the_weights(play: Play) -> None:
     weights = Played(numbered)
     play(weights).transcribe(spoken(6), ask(language="de", temperature=0.4), ignore)
-    assert weights.manners == [Manner("de", 0.4)]
+    play(weights).transcribe(spoken(6), ask(language="de", temperature=1e-9), ignore)
+    assert weights.manners == [Manner("de", 0.4), Manner("de", 0.0)]
 
 
 def test_progress_never_falls_though_pieces_are_transcribed_again(play: Play) -> None:

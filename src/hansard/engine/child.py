@@ -6,7 +6,6 @@ native library prints goes to standard error, never between a door and its calle
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import queue
@@ -32,7 +31,7 @@ from hansard.shelf import Closable
 from hansard.stages import StageReport
 from hansard.transcribers import TRANSCRIBERS
 from hansard.transcript import Transcript
-from hansard.vendors import gpu_lost, no_room
+from hansard.vendors import give_back_memory, gpu_lost, no_room, without_frames
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +104,7 @@ class Engine:
             self._running = job.id
             answer = self._run(job)
             if isinstance(answer, Failed):
-                gc.collect()  # the error's traceback holds the decoded recording, which is gigabytes of disk
+                give_back_memory()  # the error's traceback holds the decoded recording, which is gigabytes of disk
             if self._gpu_lost:
                 self.send(Spent())  # first, so that the job after this one goes to another process
             self.send(answer)
@@ -158,7 +157,7 @@ class Engine:
         except Exception as error:
             if not no_room(error):
                 raise
-            full = error.with_traceback(None)  # or it would hold the first try's data
+            full = without_frames(error)  # or it would hold the first try's data
         if not self._stock.shelf.make_room():
             raise full
         log.warning("memory ran out: models of earlier jobs were let go, and the job begins anew")

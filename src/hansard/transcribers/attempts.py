@@ -5,6 +5,7 @@ What is left then is left out, and a warning names the places.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
@@ -109,10 +110,13 @@ class Writing(Generic[W]):
         return found
 
     def _parts(self, todo: Sequence[Piece], rounds: int) -> Iterator[list[Attempt[W]]]:
-        """For each of these pieces, the attempts that were made of it."""
-        found = self.write(todo, rounds) if todo else []
+        """For each of these pieces, in order, the attempts that were made of it."""
+        found = deque(self.write(todo, rounds) if todo else ())
         for piece in todo:
-            yield [one for one in found if one.piece.lies_in(piece)]
+            parts = []
+            while found and found[0].piece.lies_in(piece):
+                parts.append(found.popleft())
+            yield parts
 
     def _attempts(self, todo: Sequence[Piece]) -> list[Attempt[W]]:
         """One attempt at each piece, in order; batches are of like length, the longest first."""

@@ -21,12 +21,12 @@ from hansard.transcribers.canary_model import (
     LONGEST_S,
     Pair,
     Written,
-    compute_type,
     installed,
     load,
 )
 from hansard.transcribers.capabilities import Can
 from hansard.transcribers.guard import Limits, complaints, places
+from hansard.transcribers.loading import check_compute_type
 from hansard.transcribers.pieces import Piece, gathered, pieces
 from hansard.transcript import Audio, Report, Segment, Span, Transcription, Word
 
@@ -81,7 +81,7 @@ class Canary:
         """
         pair_of(request, shown(model))
         installed()
-        compute_type(models.settings)
+        check_compute_type(models.settings, "Canary")
         for repository in cls.models.get(model, (model,)):
             models.check(repository, holds=FILE)
 

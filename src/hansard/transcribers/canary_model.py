@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from hansard.errors import EngineMissingError, ModelError, OutOfMemoryError, SettingsError
+from hansard.errors import EngineMissingError, ModelError
 from hansard.settings import Settings
+from hansard.transcribers.loading import device_and_dtype, loading
 from hansard.transcript import SAMPLE_RATE, Float32
 from hansard.vendors import gpu_lost, no_room, quiet
 
@@ -28,7 +29,6 @@ SHORTEST_S = 1.0  # NeMo puts silence on both sides of what is shorter, and its 
 MODEL = "EncDecMultiTaskModel"  # NeMo's class of a Canary
 PROMPTS = "canary2"  # the format of prompts of canary-1b-v2, canary-1b-flash and canary-180m-flash
 SPECIAL = re.compile(r"<\|[^|<>]*\|>|<pad>")  # tokens that are no text, as that for silence, and that NeMo leaves in
-COMPUTE_TYPES = ("bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +66,6 @@ class Written:
         return True
 
 
-def compute_type(settings: Settings) -> str:
-    """The arithmetic to load the weights for. Raises SettingsError for one that they do not have."""
-    wanted = settings.compute_type or ("bfloat16" if settings.on_gpu else "float32")
-    if wanted not in COMPUTE_TYPES:
-        known = ", ".join(COMPUTE_TYPES)
-        raise SettingsError(f"COMPUTE_TYPE is {wanted}, which Canary has not; unset it, or take one of {known}")
-    return wanted
-
-
 def installed() -> None:
     """Raises EngineMissingError where NeMo is absent."""
     if importlib.util.find_spec("nemo") is None:
@@ -90,24 +81,14 @@ def load(folder: Path, name: str, settings: Settings) -> CanaryWeights:
     Raises ModelError for a folder that holds no Canary, SettingsError for an impossible device or arithmetic,
     OutOfMemoryError.
     """
-    dtype, device = compute_type(settings), "cuda" if settings.on_gpu else "cpu"
     installed()
     archive = _archive(folder, name)
     import_nemo()
     import torch
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("models are to run on a GPU and none can be used; set DEVICE=cpu, or mend the driver")
-    try:
-        with quiet():
-            model = _read(archive, name, getattr(torch, dtype), torch.device(device))
-    except ModelError:
-        raise
-    except Exception as error:  # each kind of broken archive has an exception of its own
-        if gpu_lost(error):
-            raise
-        raise _load_error(name, error) from None
-    return CanaryWeights(model)
+    device, dtype = device_and_dtype(settings, "Canary")
+    with loading(name):
+        return CanaryWeights(_read(archive, name, dtype, torch.device(device)))
 
 
 class CanaryWeights:
@@ -243,13 +224,6 @@ def _read(archive: Path, name: str, dtype: Any, device: Any) -> Any:
     if model.timestamps_asr_model is not None:  # which is no part of the model to torch
         model.timestamps_asr_model.to(device, dtype).eval()
     return model
-
-
-def _load_error(name: str, error: Exception) -> ModelError | OutOfMemoryError:
-    if no_room(error):
-        return OutOfMemoryError(f"model {name} does not fit into memory; take a smaller one, or a larger machine")
-    log.warning("model %s cannot be loaded: %s", name, type(error).__name__)
-    return ModelError(f"model {name} cannot be loaded: its files are damaged or of another kind; fetch them again")
 
 
 def _plain(text: str) -> str:

@@ -23,6 +23,7 @@ DENSE_FROM = 30.0  # letters; below, a second of speech more or less decides too
 WIDE = 3.0  # letters that one character of Chinese, Japanese or Korean counts for
 LEAST_WORDS = 8  # that a loop makes, so that "no, no, no, no" is none
 LEAST_LETTERS = 30
+WINDOW = 450  # letters: what is said in about 30 s
 LONGEST_LOOP = 30  # words or letters of what is repeated
 MOST_TOLD = 10  # places that a warning names
 LEAST_GAP_S = 1.5  # of speech without words, to be a fault; the model's times are half a second wrong at worst
@@ -113,8 +114,18 @@ def places(spans: Sequence[Span]) -> str:
 
 
 def compression_ratio(text: str) -> float:
-    """Bytes of a text over its bytes when packed: about 1.5 in speech, above 2.4 where it repeats itself."""
-    raw = text.encode()
+    """Letters of a text over its bytes when packed: about 1.5 in speech, above 2.4 where it repeats itself.
+
+    Of a long text the worst stretch of WINDOW letters counts, for the ratio grows with the length. Letters are packed
+    as one byte each: the UTF-8 of Hindi or Russian, of which half hardly varies, packs as well as a loop.
+    """
+    at = range(0, max(1, len(text) - WINDOW // 2), WINDOW // 2)
+    return max(_packed(text[begin : begin + WINDOW]) for begin in at)
+
+
+def _packed(text: str) -> float:
+    codes = {letter: code for code, letter in enumerate(dict.fromkeys(text))}
+    raw = bytes(codes[letter] for letter in text) if len(codes) < 256 else text.encode()
     return len(raw) / len(zlib.compress(raw))
 
 

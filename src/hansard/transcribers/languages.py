@@ -13,9 +13,12 @@ from typing import Any
 
 from hansard.request import Request
 
+NO_LANGUAGE = ("zxx",)  # what py3langid calls a text that is none
+EVIDENCE = 2.5  # times as likely as any other must the likeliest language be, or it is a guess
 SURE = 0.5  # of the language of one text alone; below, it is taken to be in that of all
 MIXED = "multi"  # as a request's language: decide anew for each stretch of speech
 NO_SPEECH = "no speech was found, so no language could be detected"
+NO_WORDS = "no words were recognised, so no language could be told"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class Written:
     warnings: tuple[str, ...] = ()
 
 
-def of_texts(request: Request, texts: Sequence[str], among: frozenset[str]) -> Written:
+def of_texts(request: Request, texts: Sequence[str], among: frozenset[str] | None = None) -> Written:
     """The language that a request names, or that of all texts together, or with `multi` of each text.
 
     With `multi`, a text that is too short to tell has the language of all together.
@@ -36,20 +39,27 @@ def of_texts(request: Request, texts: Sequence[str], among: frozenset[str]) -> W
     if request.language not in (None, MIXED):
         return Written((request.language,) * len(texts), request.language)
     if not any(text.strip() for text in texts):
-        return Written(("en",) * len(texts), "en", 0.0, (NO_SPEECH,))
+        return Written(("en",) * len(texts), "en", 0.0, (NO_WORDS,))
     language, probability = of_text(" ".join(texts), among)
     each = [language] * len(texts)
     if request.language == MIXED:
         alone = [of_text(text, among) for text in texts]
         each = [one if chance >= SURE else language for one, chance in alone]
-    return Written(
-        tuple(each), language, probability, doubts(language, probability, request.language_detection_min_prob)
-    )
+    warnings = doubts(language, probability, request.language_detection_min_prob)
+    if not warnings and probability < SURE:
+        warnings = (f"the text is too short to tell its language and was taken for {language}; name it in language",)
+    return Written(tuple(each), language, probability, warnings)
 
 
-def of_text(text: str, among: frozenset[str]) -> tuple[str, float]:
-    """The likeliest of these languages, and its probability among those that were asked for."""
-    language, probability = _identifier(among).classify(text)
+def of_text(text: str, among: frozenset[str] | None = None) -> tuple[str, float]:
+    """The likeliest of these languages (None: of all that are known), and its probability among them.
+
+    Of a text that tells next to nothing, English.
+    """
+    identifier = _identifier(among)
+    language, probability = identifier.classify(text)
+    if probability * len(identifier.labels) < EVIDENCE:
+        return "en", float(probability)
     return str(language), float(probability)
 
 
@@ -64,10 +74,11 @@ def doubts(language: str, probability: float, least: float) -> tuple[str, ...]:
 
 
 @lru_cache
-def _identifier(among: frozenset[str]) -> Any:
+def _identifier(among: frozenset[str] | None) -> Any:
     """py3langid's model for some of its languages; one that it does not know is never found."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    identifier.set_languages(sorted(among & set(identifier.labels)))
+    known = {label for label in identifier.labels if label not in NO_LANGUAGE}
+    identifier.set_languages(sorted(known if among is None else known & among))
     return identifier

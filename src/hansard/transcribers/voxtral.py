@@ -20,13 +20,14 @@ from hansard.transcribers.attempts import Attempt, Judge, Progress, Writing
 from hansard.transcribers.capabilities import Can
 from hansard.transcribers.guard import Limits, complaints
 from hansard.transcribers.languages import MIXED, of_texts
+from hansard.transcribers.loading import check_compute_type
 from hansard.transcribers.pieces import Piece, gathered, pieces
 from hansard.transcribers.voxtral_model import (
     BLOCK_S,
     KIND,
     Manner,
     Written,
-    compute_type,
+    check_folder,
     installed,
     load,
 )
@@ -48,6 +49,7 @@ MIXED_S = 10.0  # longest stretch in which one language is spoken when they are 
 MIXED_PAUSE_S = 0.3  # shortest pause at which the language may change
 SHORTEST_S = 0.1  # of sound that anything is said in
 
+COLDEST = 1e-3  # temperatures below differ from 0 by nothing but overflows
 SPEECH_SHARE = 0.05  # of the stage's time
 
 
@@ -61,7 +63,10 @@ class Voxtral:
         needs_alignment=True,
     )
     models: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        name: (repository,) for repository in REPOSITORIES for name in (repository, repository.partition("/")[2])
+        name: (repository,)
+        for repository in REPOSITORIES
+        for bare in (repository.partition("/")[2],)
+        for name in (repository, bare, bare.lower())
     }
 
     @classmethod
@@ -73,9 +78,11 @@ class Voxtral:
     def check(cls, model: str, request: Request, models: Models) -> None:
         """Raises ModelError for weights out of reach, EngineMissingError, SettingsError for a wrong COMPUTE_TYPE."""
         installed()
-        compute_type(models.settings)
+        check_compute_type(models.settings, "Voxtral")
         for repository in cls.models.get(model, (model,)):
             models.check(repository, holds=FILE)
+            if folder := models.find(repository):
+                check_folder(folder, shown(model))
 
     def __init__(self, model: str, models: Models) -> None:
         settings = models.settings
@@ -93,7 +100,8 @@ class Voxtral:
         Raises OutOfMemoryError.
         """
         mixed = request.language == MIXED
-        manner = Manner(None if mixed else request.language, request.temperature or 0.0)
+        warmth = request.temperature or 0.0
+        manner = Manner(None if mixed else request.language, warmth if warmth >= COLDEST else 0.0)
         batch, warnings = self._batch(request, manner)
         activity = self._voice_activity(audio, lambda part: report(part * SPEECH_SHARE))
         longest, pause = (MIXED_S, MIXED_PAUSE_S) if mixed and spans is None else (LONGEST_S, LONGEST_PAUSE_S)

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from hansard.errors import EngineMissingError, ModelError, OutOfMemoryError, SettingsError
+from hansard.errors import EngineMissingError, ModelError
 from hansard.models import kind_of
 from hansard.settings import Settings
+from hansard.transcribers.loading import device_and_dtype, loading
 from hansard.transcript import SAMPLE_RATE, Float32, Report
-from hansard.vendors import gpu_lost, no_room, quiet
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,6 @@ ROOM_PER_S = 12  # and for each second; fast speech needs 5 (English, German) to
 
 KIND = "VoxtralForConditionalGeneration"  # as kind_of names it
 FILES = ("config.json", "preprocessor_config.json", "tekken.json")
-COMPUTE_TYPES = ("bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +87,6 @@ def room(seconds: float) -> int:
     return ROOM + math.ceil(ROOM_PER_S * seconds)
 
 
-def compute_type(settings: Settings) -> str:
-    """The arithmetic to load the weights for. Raises SettingsError for one that they do not have."""
-    wanted = settings.compute_type or ("bfloat16" if settings.on_gpu else "float32")
-    if wanted not in COMPUTE_TYPES:
-        known = ", ".join(COMPUTE_TYPES)
-        raise SettingsError(f"COMPUTE_TYPE is {wanted}, which Voxtral has not; unset it, or take one of {known}")
-    return wanted
-
-
 def installed() -> None:
     """Raises EngineMissingError where a package that Voxtral needs is absent."""
     if missing := [
@@ -105,30 +95,26 @@ def installed() -> None:
         raise EngineMissingError(f"Voxtral needs {', '.join(missing).replace('_', '-')}: install requirements.txt")
 
 
+def check_folder(folder: Path, name: str) -> None:
+    """Raises ModelError for a folder that holds no Voxtral in the form that transformers reads."""
+    if missing := [file for file in FILES if not (folder / file).is_file()]:
+        raise ModelError(f"model {name} is no Voxtral for transformers: it has no {', no '.join(missing)}")
+    if kind_of(folder) != KIND:  # or transformers would make up one of the full size
+        raise ModelError(f"model {name} is no Voxtral for transformers: its config.json is of another kind")
+
+
 def load(folder: Path, name: str, settings: Settings) -> VoxtralWeights:
     """The weights in a folder, on the device and in the arithmetic of the settings; `name` is what errors call them.
 
     Raises ModelError for a folder that holds no Voxtral, SettingsError for an impossible device or arithmetic,
     OutOfMemoryError.
     """
-    dtype, device = compute_type(settings), "cuda" if settings.on_gpu else "cpu"
     installed()
-    if missing := [file for file in FILES if not (folder / file).is_file()]:
-        raise ModelError(f"model {name} is no Voxtral for transformers: it has no {', no '.join(missing)}")
-    if kind_of(folder) != KIND:  # or transformers would make up one of the full size
-        raise ModelError(f"model {name} is no Voxtral for transformers: its config.json is of another kind")
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("models are to run on a GPU and none can be used; set DEVICE=cpu, or mend the driver")
-    try:
-        with quiet():
-            weights = _read(folder, getattr(torch, dtype), device, settings.voxtral_max_tokens)
-            longest = weights.budget(None).longest
-    except Exception as error:  # each kind of broken file has an exception of its own
-        if gpu_lost(error):
-            raise
-        raise _load_error(name, error) from None
+    check_folder(folder, name)
+    device, dtype = device_and_dtype(settings, "Voxtral")
+    with loading(name):
+        weights = _read(folder, dtype, device, settings.voxtral_max_tokens)
+        longest = weights.budget(None).longest
     if longest < BLOCK_S:
         raise ModelError(f"model {name} has too small a context for {BLOCK_S:g} s of sound; take another")
     return weights
@@ -231,13 +217,6 @@ def _read(folder: Path, dtype: Any, device: str, most_tokens: int) -> VoxtralWei
     if extractor.feature_size != model.config.audio_config.num_mel_bins:
         raise ValueError("the spectrogram is another model's")
     return VoxtralWeights(model, tokenizer, extractor, most_tokens)
-
-
-def _load_error(name: str, error: Exception) -> ModelError | OutOfMemoryError:
-    if no_room(error):
-        return OutOfMemoryError(f"model {name} does not fit into memory; take a smaller one, or a larger machine")
-    log.warning("model %s cannot be loaded: %s", name, type(error).__name__)
-    return ModelError(f"model {name} cannot be loaded: its files are damaged or of another kind; fetch them again")
 
 
 def _padded(requests: Sequence[list[int]], pad: int) -> tuple[Any, Any]:

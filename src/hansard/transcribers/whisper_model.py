@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from hansard.errors import EngineMissingError, ModelError, OutOfMemoryError, SettingsError
+from hansard.errors import EngineMissingError, ModelError, SettingsError
 from hansard.settings import Settings
+from hansard.transcribers.loading import loading
 from hansard.transcript import SAMPLE_RATE, UNSPACED, Float32
-from hansard.vendors import gpu_lost, no_room
 
 WINDOW_S = 30.0  # seconds that Whisper hears at once
 FRAME_S = 0.01  # seconds between two columns of its spectrogram
@@ -97,12 +97,8 @@ class WhisperWeights:
         files = ("model.bin", "config.json", "tokenizer.json")
         if missing := [file for file in files if not (folder / file).is_file()]:  # faster-whisper would ask the hub
             raise ModelError(f"model {name} is no Whisper for CTranslate2: it has no {', no '.join(missing)}")
-        try:
+        with loading(name):
             self._whisper = WhisperModel(str(folder), device=device, compute_type=compute_type)
-        except Exception as error:  # ValueError, RuntimeError, and from tokenizers Exception itself
-            if gpu_lost(error):
-                raise
-            raise _load_error(name, error) from None
         self._tokenizers: dict[tuple[str, str], Any] = {}
         self._model = self._whisper.model
         self._spectrogram = FeatureExtractor(feature_size=self._model.n_mels)  # 80, or 128 from large-v3 on
@@ -282,9 +278,3 @@ def _compute_type(device: str, wanted: str | None) -> str:
         have = ", ".join(sorted(supported))
         raise SettingsError(f"COMPUTE_TYPE is {wanted}, which this machine's {device} has not; it has: {have}")
     return wanted
-
-
-def _load_error(name: str, error: Exception) -> ModelError | OutOfMemoryError:
-    if no_room(error):
-        return OutOfMemoryError(f"model {name} does not fit into memory; take a smaller one, or set COMPUTE_TYPE=int8")
-    return ModelError(f"model {name} cannot be loaded: its files are damaged or of another kind; fetch them again")

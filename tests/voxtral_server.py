@@ -120,8 +120,14 @@ class Player(BaseHTTPRequestHandler):
     server: VoxtralServer
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        server = self.server
+        server, length = self.server, int(self.headers["Content-Length"])
+        if server.stalls:
+            server.stalled.set()
+            server.over.wait(server.stalls.pop(0))
+        body = self.rfile.read(length)
+        if len(body) < length:  # the client has left
+            self.close_connection = True
+            return
         try:
             asked = read(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
             problems = list(wrong(asked, server))
@@ -232,10 +238,12 @@ class VoxtralServer(ThreadingHTTPServer):
     asked: list[Asked] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     most: int = 0  # calls at the same time
+    stalls: list[float] = field(default_factory=list)  # seconds for which a call's body is not read, in turn
 
     def __post_init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Player)
-        self.over = threading.Event()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)  # so that a body waits to be read
+        self.over, self.stalled = threading.Event(), threading.Event()
         self._busy, self._lock = 0, threading.Lock()
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 

@@ -436,7 +436,7 @@ def test_a_folder_in_mistrals_own_format_is_refused_at_the_door(shelf: Path, tmp
     folder.mkdir()
     (folder / "consolidated.safetensors").write_bytes(b"0")
     shutil.copy(shelf / small.NAME / "tekken.json", folder)
-    with pytest.raises(ModelError, match="it has no config.json, no preprocessor_config.json"):
+    with pytest.raises(ModelError, match=r"it has no config\.json, no preprocessor_config\.json"):
         check(ask(model="Voxtral-Mini-3B-2507"), settings(tmp_path))
 
 

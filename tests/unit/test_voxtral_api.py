@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import threading
 import traceback
@@ -19,6 +20,7 @@ from hansard.errors import (
     CancelledError,
     HansardError,
     ModelMissingError,
+    RequestError,
     ServiceError,
     SettingsError,
     TokenMissingError,
@@ -26,10 +28,13 @@ from hansard.errors import (
     UnsupportedError,
 )
 from hansard.models import Models
+from hansard.plan import check
 from hansard.request import Request, parse
 from hansard.settings import Settings
-from hansard.transcribers import voxtral_service
+from hansard.transcribers import voxtral_http, voxtral_service
 from hansard.transcribers.voxtral_api import VoxtralChat, VoxtralTranscriptions
+from hansard.transcribers.voxtral_pace import PATIENCE_S as LONGEST_REFUSED_S
+from hansard.transcribers.voxtral_pace import Pace
 from hansard.transcribers.voxtral_service import Endpoint, Service
 from hansard.transcript import SAMPLE_RATE, Audio, Span, Transcription
 from places import CLIPS
@@ -53,8 +58,10 @@ def server() -> Iterator[VoxtralServer]:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses between tries, in seconds; none is waited for."""
+    """The pauses between tries, in seconds without the jitter; none is waited for, and no other time goes by."""
     waited: list[float] = []
+    monkeypatch.setattr(voxtral_service, "jitter", lambda: 0.0)
+    monkeypatch.setattr(Service, "_now", lambda self: sum(waited))
     monkeypatch.setattr(Service, "_wait", lambda self, seconds: waited.append(seconds))
     return waited
 
@@ -131,6 +138,31 @@ def test_a_model_on_this_machine_is_not_taken(server: VoxtralServer, tmp_path: P
         (tmp_path / name / "model.safetensors").write_bytes(b"weights")
         settings = settings_for(server).model_copy(update={"models_dir": tmp_path})
         assert not backend.takes(name, Models(settings))
+
+
+@BOTH
+@pytest.mark.parametrize("what", ["empty", "no weights", "a link that leads nowhere"])
+def test_sound_for_a_broken_folder_stays_here(
+    server: VoxtralServer, tmp_path: Path, backend: Backend, what: str
+) -> None:
+    name = "voxtral-small-mine" if backend is VoxtralChat else "voxtral-mini-mine"
+    settings = settings_for(server).model_copy(update={"models_dir": tmp_path})
+    assert backend.takes(name, Models(settings))
+    if what == "a link that leads nowhere":
+        (tmp_path / name).symlink_to(tmp_path / "gone")
+    else:
+        (tmp_path / name).mkdir()
+    if what == "no weights":
+        (tmp_path / name / "config.json").write_text('{"architectures": ["VoxtralForConditionalGeneration"]}')
+    assert not backend.takes(name, Models(settings))
+    with pytest.raises(RequestError, match="is not known"):
+        check(ask(model=name), settings)
+
+
+@BOTH
+def test_a_name_that_no_disk_takes_is_a_name(server: VoxtralServer, backend: Backend) -> None:
+    name = ("voxtral-small-" if backend is VoxtralChat else "voxtral-") + "x" * 5000
+    assert backend.takes(name, Models(settings_for(server)))
 
 
 @BOTH
@@ -274,7 +306,96 @@ def test_long_stretches_are_sent_in_pieces(server: VoxtralServer, audio: Audio) 
     assert max(map(seconds, server.asked)) <= 30
 
 
+@BOTH
+def test_short_stretches_are_sent_with_silence_behind_them(
+    server: VoxtralServer, audio: Audio, backend: Backend
+) -> None:
+    server.dialect = "vllm"
+    server.script = [says("good", segments=[{"start": 0.2, "end": 0.9, "text": "good"}])]
+    [segment] = load(server, backend).transcribe(audio, ask(), ignore, [Span(1.0, 1.4)]).segments
+    assert (segment.start, segment.end, segment.text) == (1.0, 1.4, "good")
+    samples, _ = soundfile.read(io.BytesIO(server.asked[0].file), dtype="int16")
+    assert len(samples) / SAMPLE_RATE == pytest.approx(1.0, abs=0.01)
+    if backend is VoxtralTranscriptions:
+        said = audio.samples[0, SAMPLE_RATE : SAMPLE_RATE * 14 // 10]
+        assert np.array_equal(samples, np.pad(said, (0, SAMPLE_RATE - len(said))))
+
+
+def test_phrases_of_a_short_stretch_lie_in_it(server: VoxtralServer, audio: Audio) -> None:
+    told = [{"start": 0.1, "end": 0.5, "text": "good"}, {"start": 0.6, "end": 1.0, "text": "morning"}]
+    server.script = [says("good morning", segments=told)]
+    part = Audio(audio.samples[:, 17 * SAMPLE_RATE // 16 : 24 * SAMPLE_RATE // 16])
+    for segment in hear(server, part, None).segments:
+        assert 0 <= segment.start < segment.end <= part.duration
+    assert seconds(server.asked[0]) == 1.0
+
+
+def test_pieces_of_a_chat_fit_a_small_context(server: VoxtralServer, audio: Audio) -> None:
+    server.dialect = "vllm"
+    server.script = [says(text) for text in ("we begin", "we go on", "we end")]
+    long = Audio(np.tile(audio.samples, 12))  # 240 s
+    [segment] = load(server, VoxtralChat).transcribe(long, ask(), ignore, [Span(0, 240)]).segments
+    assert len(segment.text.split()) == 7
+    for asked in server.asked:
+        samples, _ = soundfile.read(io.BytesIO(asked.file), dtype="int16")
+        assert 12.5 * len(samples) / SAMPLE_RATE + asked.fields["max_tokens"] < 8192 - 1000
+
+
+def test_a_body_may_take_longer_than_connecting(server: VoxtralServer, audio: Audio, pauses: list[float]) -> None:
+    long = Audio(np.tile(audio.samples, 15))  # 300 s, more than the system keeps
+    server.stalls, server.script = [1.0], [says("good morning")]
+    backend = load(server, connect_timeout_s=0.3)
+    assert backend.transcribe(long, ask(), ignore, [Span(0, 300)]).segments[0].text == "good morning"
+    assert pauses == []
+
+
+def test_a_body_takes_no_longer_than_a_call_may(
+    server: VoxtralServer, audio: Audio, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first try has little time, the second has enough."""
+    monkeypatch.setattr(Service, "_wait", lambda self, seconds: setattr(self._wire, "_total_s", 30.0))
+    long = Audio(np.tile(audio.samples, 15))
+    server.stalls, server.script = [PATIENCE_S], [says("good morning")]
+    backend = load(server, voxtral_timeout_s=0.5)
+    assert backend.transcribe(long, ask(), ignore, [Span(0, 300)]).segments[0].text == "good morning"
+    assert "did not take the sound within 0.5 s; asked again" in caplog.text
+
+
 # Answers
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [("good \ud83d morning", "good morning"), ("\ude00good", "good"), ("good\ud83d", "good"), ("😀 good", "😀 good")],
+)
+def test_half_characters_are_left_out(
+    server: VoxtralServer, audio: Audio, backend: Backend, said: str, text: str
+) -> None:
+    server.dialect, server.script = "vllm", [says(said)]
+    [segment] = load(server, backend).transcribe(audio, ask(), ignore, SPANS[:1]).segments
+    assert " ".join(segment.text.split()) == text
+
+
+def test_phrases_with_half_characters_are_still_the_text(server: VoxtralServer, audio: Audio) -> None:
+    told = [{"start": 0.1, "end": 1, "text": "good \ud83d"}, {"start": 1, "end": 2, "text": "morning"}]
+    server.script = [says("good \ud83d morning", segments=told)]
+    segments = hear(server, Audio(audio.samples[:, : 3 * SAMPLE_RATE]), None).segments
+    assert [segment.text for segment in segments] == ["good", "morning"]
+
+
+def test_a_character_in_two_parts_of_a_message_is_one(server: VoxtralServer, audio: Audio) -> None:
+    server.dialect = "vllm"
+    content = [{"type": "text", "text": "good \ud83d"}, {"type": "text", "text": "\ude00"}]
+    server.script = [status(200, {"choices": [{"message": {"content": content}}]})]
+    [segment] = load(server, VoxtralChat).transcribe(audio, ask(), ignore, SPANS[:1]).segments
+    assert segment.text == "good 😀"
+
+
+def test_an_error_with_half_characters_is_told(server: VoxtralServer, audio: Audio) -> None:
+    server.script = [status(400, {"message": "bad \ud83d file"})]
+    with pytest.raises(ServiceError, match='with 400: "bad file"'):
+        hear(server, audio)
 
 
 def test_phrases_of_the_service_lie_in_their_piece(server: VoxtralServer, audio: Audio) -> None:
@@ -379,11 +500,19 @@ def test_speech_without_words_is_asked_for_again_and_told(server: VoxtralServer,
     assert len(server.asked) == 3
 
 
-def test_a_text_that_was_cut_off_is_asked_for_again(server: VoxtralServer, audio: Audio) -> None:
+@pytest.mark.parametrize("reason", ["length", "model_length", "content_filter", "tool_calls"])
+def test_a_text_that_was_cut_off_is_asked_for_again(server: VoxtralServer, audio: Audio, reason: str) -> None:
     server.dialect = "vllm"
-    server.script = [says("we begin with", finish_reason="length"), says("we begin"), says("with the minutes")]
+    server.script = [says("we begin with", finish_reason=reason), says("we begin"), says("with the minutes")]
     [segment] = load(server, VoxtralChat).transcribe(audio, ask(), ignore, SPANS[2:]).segments
     assert segment.text == "we begin with the minutes"
+
+
+@pytest.mark.parametrize("reason", ["stop", None])
+def test_a_text_that_came_to_its_end_stands(server: VoxtralServer, audio: Audio, reason: str | None) -> None:
+    server.dialect, server.script = "vllm", [says("we begin", finish_reason=reason)]
+    [segment] = load(server, VoxtralChat).transcribe(audio, ask(), ignore, SPANS[2:]).segments
+    assert segment.text == "we begin"
 
 
 # Errors
@@ -404,7 +533,12 @@ def assert_secret(error: HansardError, caplog: pytest.LogCaptureFixture) -> None
     ("play", "error", "words"),
     [
         (status(401, {"message": f"Unauthorized {KEY}"}), TokenRefusedError, "correct VOXTRAL_API_KEY"),
-        (status(403, {"detail": "no"}), TokenRefusedError, "correct VOXTRAL_API_KEY"),
+        (
+            status(403, {"message": f"Your subscription {KEY} has no access"}),
+            TokenRefusedError,
+            r"does not let this key use model 'voxtral-.*-latest': \"Your subscription \*\*\* has no access\"; name",
+        ),
+        (status(403, b"no"), TokenRefusedError, "use model 'voxtral-.*-latest'; name"),
         (status(404, {"detail": "Not Found"}), ModelMissingError, "has no model 'voxtral-"),
         (status(400, {"object": "error", "message": "Invalid model: x"}), ModelMissingError, "has no model 'voxtral-"),
         (status(413, b"<html>too large</html>"), ServiceError, "no piece as large"),
@@ -513,7 +647,7 @@ def test_a_certificate_that_is_not_trusted_is_not_asked_again(
     def post(*_: object, **__: object) -> None:
         raise requests.exceptions.SSLError(f"[SSL: CERTIFICATE_VERIFY_FAILED] {server.url}")
 
-    monkeypatch.setattr(requests.Session, "post", post)
+    monkeypatch.setattr(requests.Session, "send", post)
     with pytest.raises(ServiceError, match="cannot be trusted"):
         hear(server, audio)
     assert pauses == []
@@ -541,7 +675,7 @@ def test_a_call_takes_no_longer_than_it_may(
     server: VoxtralServer, audio: Audio, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, play: Play
 ) -> None:
     """The first try has little time, the second has enough."""
-    monkeypatch.setattr(Service, "_wait", lambda self, seconds: setattr(self, "_total_s", 30.0))
+    monkeypatch.setattr(Service, "_wait", lambda self, seconds: setattr(self._wire, "_total_s", 30.0))
     server.script = [play, says("good morning")]
     backend = load(server, voxtral_timeout_s=0.3)
     assert backend.transcribe(audio, ask(), ignore, SPANS[:1]).segments[0].text == "good morning"
@@ -563,9 +697,100 @@ def test_an_answer_in_chunks_is_read(server: VoxtralServer, audio: Audio) -> Non
 def test_an_answer_without_end_is_not_read_to_its_end(
     server: VoxtralServer, audio: Audio, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(voxtral_service, "LARGEST_ANSWER", 1000)
+    monkeypatch.setattr(voxtral_http, "LARGEST_ANSWER", 1000)
     server.script = [says("x" * 2000), says("good morning")]
     assert hear(server, audio).segments[0].text == "good morning"
+
+
+# A service with too much to do
+
+
+def test_refusals_are_waited_for_while_calls_come_through(
+    server: VoxtralServer, audio: Audio, pauses: list[float]
+) -> None:
+    busy = status(429, {"message": "Rate limit exceeded"})
+    server.script = [says("good"), *[busy] * 12, says("morning"), *[busy] * 12, says("everyone")]
+    heard = hear(server, audio, SPANS, batch_size=1)
+    assert [segment.text for segment in heard.segments] == ["good", "morning", "everyone"]
+    assert pauses == 2 * [1, 2, 4, 8, 16, *[30] * 7]
+
+
+def test_refusals_are_not_waited_for_without_end(server: VoxtralServer, audio: Audio, pauses: list[float]) -> None:
+    server.script = [says("good"), *[status(200, {"error": {"message": "wait", "code": 429}})] * 100]
+    with pytest.raises(ServiceError, match=r"segment 2 of 3 .* answers 429, 5 times"):
+        hear(server, audio, SPANS, batch_size=1)
+    assert LONGEST_REFUSED_S < sum(pauses) < LONGEST_REFUSED_S + 5 * 31
+
+
+def test_a_service_that_lets_nothing_through_is_asked_five_times(
+    server: VoxtralServer, audio: Audio, pauses: list[float]
+) -> None:
+    server.script = [status(429, {})] * 5
+    with pytest.raises(ServiceError, match="answers 429, 5 times"):
+        hear(server, audio)
+    assert pauses == [1, 2, 4, 8]
+
+
+def test_other_failures_count_whatever_comes_through(server: VoxtralServer, audio: Audio, pauses: list[float]) -> None:
+    server.script = [says("good"), *[status(503, {})] * 5]
+    with pytest.raises(ServiceError, match="answers 503, 5 times"):
+        hear(server, audio, SPANS, batch_size=1)
+    assert pauses == [1, 2, 4, 8]
+
+
+def test_pauses_are_a_little_longer_for_each_thread(
+    server: VoxtralServer, audio: Audio, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(voxtral_service, "jitter", lambda: 0.25)
+    server.script = [status(429, {}), status(500, {}), says("good morning")]
+    hear(server, audio)
+    assert pauses == [1.25, 2.25]
+
+
+def test_a_refusal_makes_all_threads_wait(server: VoxtralServer, audio: Audio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call is refused; the other is answered after that, and the third has to wait as long as the first."""
+    both, refused, waited = threading.Barrier(2, timeout=PATIENCE_S), threading.Event(), dict[str, float]()
+
+    def wait(_: Service, seconds: float) -> None:
+        waited[threading.current_thread().name] = seconds
+        refused.set()
+        both.wait()
+
+    def answers_later(player: Player, asked: Asked) -> None:
+        refused.wait(PATIENCE_S)
+        says("good morning")(player, asked)
+
+    monkeypatch.setattr(voxtral_service, "jitter", lambda: 0.0)
+    monkeypatch.setattr(Service, "_now", lambda self: 31.0 * (len(waited) == 2))
+    monkeypatch.setattr(Service, "_wait", wait)
+    server.script = [status(429, {}, Retry_After=30), answers_later]
+    server.script += [says("good morning"), says("good morning")]
+    assert len(hear(server, audio, SPANS, batch_size=2).segments) == 3
+    assert list(waited.values()) == [30, 30]
+
+
+def test_refusals_of_one_moment_are_one() -> None:
+    pace = Pace()
+    assert [pace.refused(0.0, 0.1, 0.0) for _ in range(4)] == [True] * 4
+    assert pace.left(0.1) == pytest.approx(1.0)
+    pace.refused(1.1, 1.2, 0.0)
+    assert pace.left(1.2) == pytest.approx(2.0)
+    pace.refused(1.1, 1.2, 20.0)
+    assert pace.left(1.2) == pytest.approx(20.0)
+    pace.answered(22.0)
+    pace.refused(22.0, 22.1, 0.0)
+    assert pace.left(22.1) == pytest.approx(1.0)
+
+
+def test_a_call_that_is_being_answered_is_hope() -> None:
+    pace = Pace()
+    with pace.under_way(0.0):
+        assert pace.refused(0.0, 1.0, 0.0)
+        assert not pace.refused(5.0, 5.1, 0.0)
+    assert pace.refused(7.0, 7.1, 0.0)
+    pace.answered(8.0)
+    assert not pace.refused(9.0, 8.0 + LONGEST_REFUSED_S, 0.0)
+    assert pace.refused(9.0, 9.0 + LONGEST_REFUSED_S, 0.0)
 
 
 # Several calls at once
@@ -637,25 +862,40 @@ def ended() -> bool:
 
 
 @pytest.mark.parametrize("nth", [1, 4])
-def test_a_job_is_stopped_while_a_call_hangs(server: VoxtralServer, audio: Audio, nth: int) -> None:
-    """The report is heard several times while nothing happens; when the call ends, it is not tried again."""
-    begun, go_on = threading.Event(), threading.Event()
+@pytest.mark.parametrize("play", [hangs, drips])
+def test_a_job_is_stopped_while_a_call_hangs(
+    server: VoxtralServer, audio: Audio, caplog: pytest.LogCaptureFixture, play: Play, nth: int
+) -> None:
+    """The report is heard several times while nothing happens; the call ends at once and is not tried again."""
+    begun = threading.Event()
 
-    def play(player: Player, asked: Asked) -> None:
+    def begins(player: Player, asked: Asked) -> None:
         begun.set()
-        go_on.wait(PATIENCE_S)
-        player.answer(500, {})
+        play(player, asked)
 
     backend = load(server)
-    server.script = [play]
+    server.script = [begins] * 4
     with pytest.raises(CancelledError):
         backend.transcribe(audio, ask(batch_size=1), Stop(begun, nth), SPANS)
-    assert not go_on.is_set()
-    go_on.set()
     assert ended()
+    assert not server.over.is_set()
+    assert "asked again" not in caplog.text
     assert len(server.asked) == 1
     server.script = [says("good morning")]
     assert backend.transcribe(audio, ask(), ignore, SPANS[:1]).segments[0].text == "good morning"
+
+
+def test_a_job_is_stopped_while_a_body_is_sent(
+    server: VoxtralServer, audio: Audio, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.stalls = [PATIENCE_S]
+    long = Audio(np.tile(audio.samples, 15))
+    with pytest.raises(CancelledError):
+        load(server).transcribe(long, ask(), Stop(server.stalled), [Span(0, 300)])
+    assert ended()
+    assert not server.over.is_set()
+    assert "asked again" not in caplog.text
+    assert server.asked == []
 
 
 def test_a_job_is_stopped_in_a_pause(server: VoxtralServer, audio: Audio) -> None:
@@ -673,7 +913,7 @@ def test_a_job_is_stopped_in_a_pause(server: VoxtralServer, audio: Audio) -> Non
 
 
 def test_a_failure_stops_the_other_calls(server: VoxtralServer, audio: Audio) -> None:
-    server.script = [status(413, {}), *[status(429, {}, Retry_After=60)] * 20]
+    server.script = [hangs, hangs, status(413, {}), *[status(429, {}, Retry_After=60)] * 20]
     spans = [Span(1 + n / 10, 2 + n / 10) for n in range(20)]
     with pytest.raises(ServiceError, match="no piece as large"):
         hear(server, audio, spans)

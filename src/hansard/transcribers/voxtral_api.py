@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 import re
 import threading
 from abc import ABC, abstractmethod
@@ -17,7 +18,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
-from hansard.audio.encode import FLAC, MP3, encode
+import numpy as np
+
+from hansard.audio.encode import FLAC, MP3, Format, encode
 from hansard.audio.voice_activity import load_voice_activity
 from hansard.errors import UnsupportedError
 from hansard.models import Models
@@ -27,8 +30,9 @@ from hansard.transcribers.capabilities import Can
 from hansard.transcribers.guard import Limits, complaints
 from hansard.transcribers.languages import MIXED, Written, doubts, of_texts
 from hansard.transcribers.pieces import Piece, gathered, pieces
+from hansard.transcribers.voxtral_answers import Answer, chatted, spoken
 from hansard.transcribers.voxtral_service import Endpoint, Service, check_access, placed, side_by_side
-from hansard.transcript import Audio, Report, Segment, Span, Transcription
+from hansard.transcript import SAMPLE_RATE, Audio, Report, Segment, Span, Transcription
 
 # fmt: off
 LANGUAGES = {
@@ -42,7 +46,9 @@ LONGEST_S = 30.0  # of a piece that is found here
 LONGEST_PAUSE_S = 2.0  # within such a piece
 MIXED_S, MIXED_PAUSE_S = 15.0, 0.5  # the same where languages are mixed: each piece has one
 LONGEST_SPAN_S = 300.0  # of a given span; vLLM refuses more than 600 s and 25 MB, and these are 10 MB at most
+LONGEST_CHAT_S = 120.0  # the same in a chat: 12.5 tokens of sound and 30 of text a second, in a context of 8192
 SHORTEST_S = 0.1  # of sound that anything is said in
+LEAST_SENT_S = 1.0  # with silence behind what is shorter, as some services refuse it
 
 AT_ONCE = 4
 MOST_AT_ONCE = 16
@@ -52,20 +58,6 @@ MOST_TERMS = 100  # that Mistral's service takes in context_bias
 LEAST_SEGMENT_S = 0.02
 TOKENS_PER_SECOND = 30  # no speech needs more, in any script; what does is a loop, and would go on for minutes
 MORE_TOKENS = 100
-CUT_OFF = ("length", "model_length")  # reasons for which a service ends a text before it is whole
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a service makes of a piece: text, its language if told, phrases (start, end, text) in seconds of the piece.
-
-    `ended` is false where the text was cut off.
-    """
-
-    text: str
-    language: str | None = None
-    phrases: tuple[tuple[float, float, str], ...] = ()
-    ended: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +73,7 @@ class _Voxtral(ABC):
     """What both kinds of call share: everything but the call itself."""
 
     can: ClassVar[Can]
+    longest_span_s: ClassVar[float]
 
     @classmethod
     def check(cls, model: str, request: Request, models: Models) -> None:
@@ -119,7 +112,7 @@ class _Voxtral(ABC):
         """
         activity = self._voice_activity(audio, lambda part: report(part * SPEECH_SHARE))
         longest, pause = (MIXED_S, MIXED_PAUSE_S) if request.language == MIXED else (LONGEST_S, LONGEST_PAUSE_S)
-        found = pieces(audio, activity, request, spans, longest if spans is None else LONGEST_SPAN_S, pause)
+        found = pieces(audio, activity, request, spans, longest if spans is None else self.longest_span_s, pause)
         wanted = request.batch_size or AT_ONCE
         at_once = min(wanted, MOST_AT_ONCE)
         stop = threading.Event()
@@ -163,6 +156,7 @@ class VoxtralTranscriptions(_Voxtral):
         needs_alignment=True,
     )
     models: ClassVar[Mapping[str, tuple[str, ...]]] = {"voxtral-mini-latest": ()}
+    longest_span_s: ClassVar[float] = LONGEST_SPAN_S
 
     @classmethod
     def takes(cls, name: str, models: Models) -> bool:
@@ -192,8 +186,8 @@ class VoxtralTranscriptions(_Voxtral):
         if request.hotwords:
             data["context_bias"] = _terms(request.hotwords)  # one field for each
         # FLAC, which every server reads: users report that vLLM 0.15 refuses MP3 here
-        file = (FLAC.file_name, encode(task.judge.audio, span, FLAC), FLAC.media_type)
-        return task.service.ask("/audio/transcriptions", self._model, {"data": data, "files": {"file": file}}, _spoken)
+        file = (FLAC.file_name, _sound(task.judge.audio, span, FLAC), FLAC.media_type)
+        return task.service.ask("/audio/transcriptions", self._model, {"data": data, "files": {"file": file}}, spoken)
 
 
 class VoxtralChat(_Voxtral):
@@ -206,6 +200,7 @@ class VoxtralChat(_Voxtral):
         needs_alignment=True,
     )
     models: ClassVar[Mapping[str, tuple[str, ...]]] = {"voxtral-small-latest": ()}
+    longest_span_s: ClassVar[float] = LONGEST_CHAT_S
 
     @classmethod
     def takes(cls, name: str, models: Models) -> bool:
@@ -217,7 +212,7 @@ class VoxtralChat(_Voxtral):
         """Nothing: language, prompt and hotwords are said in words."""
 
     def _ask(self, task: _Task, span: Span) -> Answer:
-        sound = base64.b64encode(encode(task.judge.audio, span, MP3)).decode()
+        sound = base64.b64encode(_sound(task.judge.audio, span, MP3)).decode()
         # Mistral documents a string; vLLM holds to OpenAI's object, whose format is wav or mp3 and nothing else
         told = sound if self._endpoint.mistral else {"data": sound, "format": "mp3"}
         content = [
@@ -230,7 +225,7 @@ class VoxtralChat(_Voxtral):
             "temperature": task.request.temperature or 0.0,
             "max_tokens": MORE_TOKENS + math.ceil(TOKENS_PER_SECOND * (span.end - span.start)),
         }
-        return task.service.ask("/chat/completions", self._model, {"json": body}, _chatted)
+        return task.service.ask("/chat/completions", self._model, {"json": body}, chatted)
 
 
 def instruction(request: Request) -> str:
@@ -250,8 +245,20 @@ def instruction(request: Request) -> str:
     return "\n".join(told)
 
 
+def _sound(audio: Audio, span: Span, format: Format) -> bytes:
+    """A stretch as a file of LEAST_SENT_S seconds or more."""
+    samples = audio.samples[:1, round(span.start * SAMPLE_RATE) : round(span.end * SAMPLE_RATE)]
+    lacking = round(LEAST_SENT_S * SAMPLE_RATE) - samples.shape[1]
+    if lacking <= 0:
+        return encode(audio, span, format)
+    return encode(Audio(np.pad(samples, ((0, 0), (0, lacking)))), Span(0.0, LEAST_SENT_S), format)
+
+
 def _is_remote(name: str, models: Models) -> bool:
-    return name.startswith("voxtral-") and models.find(name) is None
+    """Is it a service's model? Not where there is a folder of this name, whole or not: its sound is to stay here."""
+    if not name.startswith("voxtral-") or models.find(name) is not None:
+        return False
+    return not os.path.lexists(models.settings.models_dir / name)
 
 
 def _chats(name: str) -> bool:
@@ -261,46 +268,6 @@ def _chats(name: str) -> bool:
 def _terms(hotwords: str) -> list[str]:
     """The words of a list, each once: the service takes neither spaces nor commas in one."""
     return list(dict.fromkeys(re.findall(r"[^\s,]+", hotwords)))
-
-
-# Answers
-
-
-def _spoken(answer: Mapping[str, Any]) -> Answer:
-    """Mistral's {text, language, segments, ...} or vLLM's {text, ...}. Raises ValueError."""
-    text = answer.get("text")
-    if not isinstance(text, str):
-        raise ValueError("no text")  # noqa: TRY004 - it is the service's fault
-    language = str(answer.get("language") or "").lower().partition("-")[0]
-    return Answer(
-        text.strip(),
-        language if re.fullmatch("[a-z]{2,3}", language) else None,
-        _phrases(answer.get("segments"), text),
-        answer.get("finish_reason") not in CUT_OFF,
-    )
-
-
-def _chatted(answer: Mapping[str, Any]) -> Answer:
-    """The first choice's message: a string, a list of parts, or null for none. Raises ValueError."""
-    match answer:
-        case {"choices": [{"message": {"content": content}, **choice}, *_]} if choice.get("finish_reason") != "error":
-            parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
-            texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
-            if all(isinstance(text, str) for text in texts):
-                return Answer("".join(map(str, texts)).strip(), ended=choice.get("finish_reason") not in CUT_OFF)
-    raise ValueError("no message")
-
-
-def _phrases(segments: object, text: str) -> tuple[tuple[float, float, str], ...]:
-    """The phrases of a text where they are whole and have times, else none."""
-    phrases = []
-    for segment in segments if isinstance(segments, list) else ():
-        match segment:
-            case {"start": int() | float() as start, "end": int() | float() as end, "text": str() as said}:
-                if said.strip() and math.isfinite(start) and math.isfinite(end):
-                    phrases.append((float(start), float(end), said.strip()))
-    same = "".join("".join(said for *_, said in phrases).split()) == "".join(text.split())
-    return tuple(phrases) if same else ()
 
 
 def _counted(found: Sequence[Piece], spans: Sequence[Span] | None) -> list[tuple[Piece, str]]:
@@ -336,7 +303,7 @@ def _languages(request: Request, spoken: Sequence[Attempt[Answer]]) -> Written:
     """The language of each text: as the job says, as the service says if it says it of all, or by the texts."""
     told = [one.written.language for one in spoken if one.written.language]
     if request.language not in (None, MIXED) or not spoken or len(told) < len(spoken):
-        return of_texts(request, [one.written.text for one in spoken], frozenset(LANGUAGES))
+        return of_texts(request, [one.written.text for one in spoken])
     seconds: dict[str, float] = {}
     for one, language in zip(spoken, told, strict=True):
         seconds[language] = seconds.get(language, 0.0) + one.piece.length

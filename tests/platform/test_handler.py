@@ -21,7 +21,7 @@ from hansard.settings import Settings
 from hansard.transcript import SAMPLE_RATE
 from places import ROOT, SHARED
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 Answer = Callable[..., dict[str, Any]]
 
@@ -62,6 +62,13 @@ def answer(tmp_path_factory: pytest.TempPathFactory, states: list[dict[str, Any]
     assert not list((folder / "work").iterdir()), "the worker left files behind"
 
 
+@pytest.fixture(scope="module")
+def short(meeting: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The first sentence of the meeting: for jobs that only have to be done."""
+    folder = tmp_path_factory.mktemp("short")
+    return wav(decode(meeting, folder, lambda _: None).samples[0, : 4 * SAMPLE_RATE], folder / "short.wav")
+
+
 def texts_by_speaker(result: dict[str, Any]) -> list[tuple[str, str]]:
     return [(segment["speaker"], segment["text"]) for segment in result["segments"]]
 
@@ -89,16 +96,29 @@ def test_test_input_says_who_said_what(answer: Answer, meeting_truth: list[dict[
         assert all(word["speaker"] == segment["speaker"] for word in segment["words"])
 
 
-def test_words_only_when_asked(answer: Answer, meeting: Path) -> None:
-    result = answer(audio=meeting.as_uri(), language="en")
-    assert result["segments"]
-    assert all(set(segment) == {"start", "end", "text"} for segment in result["segments"])
-    assert "speakers" not in result
+@pytest.fixture(scope="module")
+def plain(answer: Answer, short: str) -> dict[str, Any]:
+    """The answer to a job that asks for nothing in particular."""
+    return answer(audio=short)
 
 
-def test_every_format_beside_the_segments(answer: Answer, meeting: Path) -> None:
-    formats = list(OutputFormat.__args__)
-    result = answer(audio=meeting.as_uri(), diarize=True, output_formats=formats)
+def test_words_only_when_asked(plain: dict[str, Any]) -> None:
+    assert plain["segments"]
+    assert all(set(segment) == {"start", "end", "text"} for segment in plain["segments"])
+    assert "speakers" not in plain
+
+
+@pytest.fixture(scope="module")
+def told_apart(
+    answer: Answer, meeting: Path, states: list[dict[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The answer to a job with speakers in every format, and its progress."""
+    result = answer(audio=meeting.as_uri(), diarize=True, output_formats=list(OutputFormat.__args__))
+    return result, states[:]
+
+
+def test_every_format_beside_the_segments(told_apart: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
+    result, _ = told_apart
     assert result["srt"].startswith("1\n00:00:00,")
     assert result["vtt"].startswith("WEBVTT")
     assert "<v SPEAKER_01>" in result["vtt"]
@@ -107,8 +127,16 @@ def test_every_format_beside_the_segments(answer: Answer, meeting: Path) -> None
     assert all(line.startswith("SPEAKER recording 1 ") for line in result["rttm"].splitlines())
 
 
-def test_language_left_open_is_said_in_a_warning(answer: Answer, meeting: Path) -> None:
-    assert any("not detected" in warning for warning in answer(audio=meeting.as_uri())["warnings"])
+def test_progress_names_stages_and_never_falls(told_apart: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
+    _, progress = told_apart
+    percents = [state["percent"] for state in progress]
+    assert percents == sorted(percents)
+    assert all(set(state) == {"stage", "stage_percent", "percent"} for state in progress)
+    assert len(progress) >= 2
+
+
+def test_language_left_open_is_said_in_a_warning(plain: dict[str, Any]) -> None:
+    assert any("not detected" in warning for warning in plain["warnings"])
 
 
 def test_each_channel_is_a_speaker(
@@ -136,17 +164,9 @@ def test_silence_is_an_empty_answer_not_an_error(answer: Answer, tmp_path: Path)
     assert "error" not in result
 
 
-def test_progress_names_stages_and_never_falls(answer: Answer, meeting: Path, states: list[dict[str, Any]]) -> None:
-    answer(audio=meeting.as_uri(), language="en", diarization=True)
-    percents = [state["percent"] for state in states]
-    assert percents == sorted(percents)
-    assert all(set(state) == {"stage", "stage_percent", "percent"} for state in states)
-    assert len(states) >= 2
-
-
-def test_log_tail_has_this_job_and_no_secret(answer: Answer, meeting: Path) -> None:
-    quiet = answer(audio=meeting.as_uri(), hf_token="hf_verysecretvalue1")
-    loud = answer(audio=meeting.as_uri(), hf_token="plainSecretValue", debug=True)
+def test_log_tail_has_this_job_and_no_secret(answer: Answer, short: str) -> None:
+    quiet = answer(audio=short, hf_token="hf_verysecretvalue1")
+    loud = answer(audio=short, hf_token="plainSecretValue", debug=True)
     assert any("started" in line for line in quiet["logs"])
     assert not any("stage transcribe took" in line for line in quiet["logs"])
     assert any("stage transcribe took" in line for line in loud["logs"])

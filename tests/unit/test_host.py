@@ -6,7 +6,7 @@ import io
 import os
 import time
 import wave
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import fake_engine
@@ -22,9 +22,10 @@ from hansard.request import parse
 from hansard.settings import Settings
 from hansard.transcript import Transcript
 
-pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(180)]
 
-GRACE_S = 0.5
+GRACE_S = 0.5  # for jobs that never stop by themselves
+PATIENCE_S = 40  # for jobs that do, however busy the machine
 
 
 def recording() -> str:
@@ -37,14 +38,19 @@ def recording() -> str:
 
 
 @pytest_asyncio.fixture
-async def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[EngineHost]:
+async def host(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[EngineHost]:
     monkeypatch.setattr(child, "main", fake_engine.main)
-    made = EngineHost(Settings(work_dir=tmp_path, cancel_grace_s=GRACE_S))
+    made = EngineHost(Settings(work_dir=tmp_path, cancel_grace_s=getattr(request, "param", PATIENCE_S)))
     made.start()
     yield made
     await asyncio.to_thread(made.close)
     assert engines() == []
     assert list(tmp_path.iterdir()) == []
+
+
+impatient = pytest.mark.parametrize("host", [GRACE_S], indirect=True, ids=["impatient"])
 
 
 def engines() -> list[int]:
@@ -62,20 +68,37 @@ def engines() -> list[int]:
 async def post(host: EngineHost, order: str, name: str = "job", states: list[str] | None = None) -> Transcript:
     request = parse({"audio": recording(), "prompt": order})
     plan = Plan(Choice("fake", "fake"))
-    return await host.transcribe(name, request, plan, lambda stage, _: (states or []).append(stage))
+    seen = [] if states is None else states
+    return await host.transcribe(name, request, plan, lambda stage, _: seen.append(stage))
 
 
-async def started(host: EngineHost, order: str, name: str = "job") -> asyncio.Task[Transcript]:
+async def started(
+    host: EngineHost, order: str, name: str = "job", states: list[str] | None = None
+) -> asyncio.Task[Transcript]:
     """A job that the engine process has begun."""
-    begun = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    request = parse({"audio": recording(), "prompt": order})
-    tell = {"decode": lambda: loop.call_soon_threadsafe(begun.set)}
-    task = asyncio.create_task(
-        host.transcribe(name, request, Plan(Choice("fake", "fake")), lambda stage, _: tell.get(stage, lambda: None)())
-    )
-    await begun.wait()
+    seen = [] if states is None else states
+    task = asyncio.create_task(post(host, order, name, seen))
+    await until(lambda: "decode" in seen)
     return task
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Return once it is true; the test's time limit is the only one."""
+    while not true():
+        await asyncio.sleep(0.01)
+
+
+async def still_works(states: list[str]) -> None:
+    """Return when the engine has told of further progress."""
+    before = len(states)
+    await until(lambda: len(states) > before + 2)
+
+
+async def cancelled(task: asyncio.Task[Transcript]) -> None:
+    """Cancel a job and wait until it is over."""
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 async def test_jobs_run_in_one_process_that_is_not_this_one(host: EngineHost) -> None:
@@ -90,10 +113,12 @@ async def test_two_jobs_at_once_are_both_answered(host: EngineHost) -> None:
 
 
 async def test_a_job_of_an_id_that_is_running_is_refused(host: EngineHost) -> None:
-    task = await started(host, "work 0.5")
+    states: list[str] = []
+    task = await started(host, "work 50", states=states)
     with pytest.raises(EngineError, match="running already"):
         await post(host, "work 0")
-    assert (await task).language == "en"
+    await still_works(states)
+    await cancelled(task)
 
 
 @pytest.mark.parametrize(
@@ -126,13 +151,11 @@ async def test_crash_after_crash_leaves_one_engine(host: EngineHost) -> None:
 
 async def test_a_cancelled_job_stops_by_itself_and_the_engine_stays(host: EngineHost) -> None:
     before = (await post(host, "work 0")).model
-    task = await started(host, "work 30")
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await cancelled(await started(host, "work 50"))
     assert (await post(host, "work 0")).model == before
 
 
+@impatient
 async def test_a_job_that_does_not_stop_is_killed_and_the_next_one_runs_at_once(host: EngineHost) -> None:
     for _ in range(3):
         task = await started(host, "hang")
@@ -140,11 +163,12 @@ async def test_a_job_that_does_not_stop_is_killed_and_the_next_one_runs_at_once(
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert time.monotonic() - begin < GRACE_S + 15
+        assert time.monotonic() - begin < GRACE_S + 30
         assert (await post(host, "work 0")).language == "en"
         assert len(engines()) == 1
 
 
+@impatient
 async def test_cancelling_again_does_not_spare_the_job(host: EngineHost) -> None:
     task = await started(host, "hang")
     for _ in range(4):
@@ -158,21 +182,18 @@ async def test_cancelling_again_does_not_spare_the_job(host: EngineHost) -> None
 
 
 async def test_a_job_that_waits_its_turn_can_be_cancelled(host: EngineHost) -> None:
-    long = await started(host, "work 4", "long")
+    states: list[str] = []
+    long = await started(host, "work 50", "long", states)
     waiting = asyncio.create_task(post(host, "work 0", "waiting"))
-    await asyncio.sleep(0.3)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
+    await asyncio.sleep(0.3)  # it may reach the engine's queue or not: it can be cancelled in either case
+    await cancelled(waiting)
     assert not long.done()
-    assert (await long).language == "en"
+    await still_works(states)
+    await cancelled(long)
 
 
 async def test_an_id_that_was_cancelled_can_be_used_again(host: EngineHost) -> None:
-    task = await started(host, "work 30")
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await cancelled(await started(host, "work 50"))
     assert (await post(host, "work 0")).language == "en"
 
 
@@ -216,19 +237,17 @@ async def test_samples_reach_the_engine_as_files(host: EngineHost) -> None:
     assert made.model == "Eve=3244 Bob=3244"
 
 
-@pytest.mark.parametrize(
-    ("sample", "kind", "code"),
-    [
-        ({"name": "Bob", "audio": "data:text/html,<html>sorry</html>"}, AudioError, "not_audio"),
-        ({"name": "Bob", "url": "http://127.0.0.1:1/bob.wav"}, AudioError, "url_refused"),
-        ({"name": "Bob", "audio": "data:audio/wav;base64,"}, AudioError, "empty_audio"),
-        ({"name": "Bob", "audio": "not base64!"}, RequestError, "invalid_request"),
-        ({"name": "Bob", "url": "/etc/passwd"}, RequestError, "invalid_request"),
-    ],
-)
-async def test_a_bad_sample_is_an_error_that_names_it(
-    host: EngineHost, sample: dict[str, str], kind: type[HansardError], code: str
-) -> None:
-    with pytest.raises(kind, match=r"^[a-z_]+: speaker sample 'Bob': ") as failed:
-        await with_samples(host, {"name": "Eve", "audio": recording()}, sample)
-    assert failed.value.code == code
+BAD_SAMPLES = [
+    ({"audio": "data:text/html,<html>sorry</html>"}, AudioError, "not_audio"),
+    ({"url": "http://127.0.0.1:1/bob.wav"}, AudioError, "url_refused"),
+    ({"audio": "data:audio/wav;base64,"}, AudioError, "empty_audio"),
+    ({"audio": "not base64!"}, RequestError, "invalid_request"),
+    ({"url": "/etc/passwd"}, RequestError, "invalid_request"),
+]
+
+
+async def test_a_bad_sample_is_an_error_that_names_it(host: EngineHost) -> None:
+    for sample, kind, code in BAD_SAMPLES:
+        with pytest.raises(kind, match=r"^[a-z_]+: speaker sample 'Bob': ") as failed:
+            await with_samples(host, {"name": "Eve", "audio": recording()}, {"name": "Bob", **sample})
+        assert failed.value.code == code

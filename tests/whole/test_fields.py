@@ -26,7 +26,7 @@ from hansard.transcript import SAMPLE_RATE
 from hub import Hub
 from places import CLIPS, DATA
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(300)
 
 Answer = dict[str, Any]
 Ask = Callable[..., Answer]
@@ -132,11 +132,16 @@ Case = tuple[dict[str, Any], dict[str, Any], Callable[[Answer], Any]]
 CASES: dict[str, Case] = {
     "audio": ({"audio": FR}, {"audio": RU}, texts),
     "task": ({"audio": RU}, {"audio": RU, "task": "diarization"}, lambda a: [s.get("text") for s in a["segments"]]),
-    "model": ({"audio": FR, "language": None}, {"audio": FR, "model": "sphinx"}, lambda a: (a["model"], texts(a))),
+    "model": ({"audio": FR}, {"audio": FR, "model": "sphinx"}, lambda a: (a["model"], texts(a))),
     "language": (
         {"audio": MIXED},
         {"audio": MIXED, "language": "multi"},
         lambda a: [s.get("language") for s in a["segments"]],
+    ),
+    "target_language": (  # Whisper writes English only; that Canary writes what is asked for is its own test
+        {"audio": RU, "task": "translate", "target_language": "de"},
+        {"audio": RU, "task": "translate", "target_language": "en"},
+        lambda a: a.get("error"),
     ),
     "prompt": ({"audio": RU}, {"audio": RU, "prompt": "Бюджет."}, texts),
     "hotwords": ({"audio": RU}, {"audio": RU, "hotwords": "квартальный"}, texts),

@@ -25,14 +25,14 @@ from hub import Hub
 from jobs import run_job
 from places import CLIPS, TINY
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 Hear = Callable[..., Transcript]
 Truth = Callable[[str], list[dict[str, Any]]]
 
 TIMED = ("meeting_en_2voices", "meeting_fr", "meeting_ru")
-LANGUAGES = {"meeting_en_2voices": "en", "meeting_en_3voices": "en", "meeting_fr": "fr", "meeting_ru": "ru"}
-WORST_WER = {"meeting_en_2voices": 0.05, "meeting_en_3voices": 0.10, "meeting_fr": 0.02, "meeting_ru": 0.10}
+LANGUAGES = {"meeting_en_2voices": "en", "meeting_fr": "fr", "meeting_ru": "ru"}
+WORST_WER = {"meeting_en_2voices": 0.05, "meeting_fr": 0.02, "meeting_ru": 0.10}
 WITH_WORDS = {"align_output": True}
 
 
@@ -56,17 +56,17 @@ def matched(turns: list[dict[str, Any]], heard: Transcript) -> list[tuple[dict[s
     ]
 
 
-@pytest.mark.parametrize("clip", [*TIMED, "meeting_en_3voices"])
+@pytest.mark.parametrize("clip", TIMED)
 def test_the_text_is_what_was_said(hear: Hear, truth: Truth, clip: str) -> None:
-    heard = hear(clip, **(WITH_WORDS if clip in TIMED else {}))
+    heard = hear(clip, **WITH_WORDS)
     text = [word for segment in heard.segments for word in plain(segment.text)]
     assert jiwer.wer(" ".join(said(truth(clip))), " ".join(text)) <= WORST_WER[clip]
     assert heard.warnings == ()
 
 
-@pytest.mark.parametrize("clip", [*TIMED, "meeting_en_3voices"])
+@pytest.mark.parametrize("clip", TIMED)
 def test_the_language_is_detected(hear: Hear, clip: str) -> None:
-    heard = hear(clip, **(WITH_WORDS if clip in TIMED else {}))
+    heard = hear(clip, **WITH_WORDS)
     assert heard.language == LANGUAGES[clip]
     assert heard.language_probability is not None
     assert heard.language_probability > 0.9
@@ -196,9 +196,9 @@ def test_given_turns_come_back_with_their_text_in_their_order(hear: Hear, truth:
 
 
 def test_turns_that_are_not_given_are_found(hear: Hear, truth: Truth) -> None:
-    heard = hear("meeting_en_2voices", task="transcription")
+    heard = hear("meeting_fr", task="transcription")
     text = [word for segment in heard.segments for word in plain(segment.text)]
-    assert jiwer.wer(" ".join(said(truth("meeting_en_2voices"))), " ".join(text)) <= 0.15
+    assert jiwer.wer(" ".join(said(truth("meeting_fr"))), " ".join(text)) <= 0.1
     assert {segment.speaker for segment in heard.segments} == {"SPEAKER_00", "SPEAKER_01"}
 
 

@@ -142,6 +142,9 @@ def _diarizer_for(request: Request, models: Models) -> Choice:
 
 
 def _transcriber(name: str, models: Models) -> Choice:
+    """A model on this machine goes first: a name may be that of a folder and of a service's model."""
+    if models.kind(name) and (local := _taker(name, models)):
+        return Choice(local, name)
     for backend, cls in TRANSCRIBERS.items():
         if name in cls.models:
             return Choice(backend, name)
@@ -151,7 +154,8 @@ def _transcriber(name: str, models: Models) -> Choice:
         return Choice(taker, name)
     known = ", ".join([*_names(TRANSCRIBERS), *(folder for folder in models.names() if _taker(folder, models))])
     raise RequestError(
-        f"model {name[:100]!r} is not known; known models: {known}, any CTranslate2 Whisper on the hub as owner/name"
+        f"model {name[:100]!r} is not known; known models: {known}, any CTranslate2 Whisper on "
+        "the hub as owner/name, any voxtral- name behind VOXTRAL_ENDPOINT"
     )
 
 

@@ -195,7 +195,8 @@ class Request(_Strict):
     def secrets(self) -> tuple[str, ...]:
         """Values of this job that no log and no answer may hold."""
         token = self.huggingface_access_token
-        return (token.get_secret_value(),) if token else ()
+        told = token.get_secret_value().strip() if token else ""
+        return (told,) if told else ()
 
 
 def parse(payload: object) -> Request:

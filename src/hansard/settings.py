@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     ) = Field(
         None,
         description="arithmetic of the transcriber; unset: for Whisper float16 on a GPU that has it, else int8; "
-        "for the others, which have no int8, bfloat16 on a GPU, else float32",
+        "for the others, which have no int8, bfloat16 on a GPU that has it, else float16; on a CPU float32",
     )
     vad_method: Literal["pyannote", "silero"] = Field(
         "pyannote", description="what finds speech for every transcriber but sphinx"
@@ -113,12 +113,14 @@ class Settings(BaseSettings):
 
     def secrets(self) -> tuple[str, ...]:
         """Values that no log and no answer may hold."""
-        return tuple(key.get_secret_value() for key in (self.hf_token, self.voxtral_api_key) if key)
+        keys = [key.get_secret_value().strip() for key in (self.hf_token, self.voxtral_api_key) if key]
+        return tuple(key for key in keys if key)
 
-    @field_validator("hf_home")
+    @field_validator("hf_home", "models_dir", "cached_models_dir", "work_dir")
     @classmethod
-    def _at_home(cls, value: Path) -> Path:
-        return value.expanduser()
+    def _absolute(cls, value: Path) -> Path:
+        """Where it is now: NeMo changes the working directory of its process while it loads a model."""
+        return value.expanduser().absolute()
 
     @field_validator("align_models", mode="before")
     @classmethod

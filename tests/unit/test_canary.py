@@ -518,6 +518,24 @@ def test_times_that_are_not_of_the_text_are_not_used(text: str) -> None:
 
 
 @with_nemo
+def test_the_beams_of_a_batch_are_searched_one_by_one(
+    weights: CanaryWeights, sounds: list[Float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NeMo's search gives the beams of one sound the memory of another where a batch has several."""
+    asked: list[int] = []
+    transcribe = weights._model.transcribe
+
+    def spy(given: Any, override_config: Any) -> Any:
+        asked.append(override_config.batch_size)
+        return transcribe(given, override_config=override_config)
+
+    monkeypatch.setattr(weights._model, "transcribe", spy)
+    weights.write(sounds, Pair("en", "en"), 3)
+    weights.write(sounds, Pair("en", "en"))
+    assert asked == [1, len(sounds)]
+
+
+@with_nemo
 def test_a_beam_lasts_for_one_job(weights: CanaryWeights, sounds: list[Float32]) -> None:
     own = weights.write(sounds, EN)
     beam = weights._model.decoding.cfg.beam

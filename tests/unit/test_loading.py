@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import pytest
@@ -28,6 +29,14 @@ def test_what_a_vendor_raises_is_ours(error: Exception, ours: type[HansardError]
     assert type(told.value) is ours
     assert "secret" not in str(told.value)
     assert error is told.value or told.value.__cause__ is None
+
+
+def test_a_full_disk_is_no_damaged_file() -> None:
+    with (
+        pytest.raises(ModelError, match=r"No space left on device; make room on the disk of WORK_DIR"),
+        loading("tiny"),
+    ):
+        raise OSError(errno.ENOSPC, "no")
 
 
 def test_a_lost_gpu_is_told_as_it_is() -> None:

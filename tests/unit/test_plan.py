@@ -10,6 +10,7 @@ import pytest
 from hansard.diarizers import DIARIZERS
 from hansard.errors import (
     HubError,
+    ModelError,
     ModelMissingError,
     RequestError,
     SettingsError,
@@ -143,6 +144,25 @@ def test_an_unknown_model_is_told_the_known_ones(model: str | None, default: str
     for known in ("tiny", "large-v3", "turbo", "sphinx", "faster-whisper-large-v3-russian", "faster-whisper-of-ours"):
         assert f" {known}," in refused.value.sentence
     assert refused.value.code == "invalid_request"
+
+
+@pytest.mark.parametrize("name", ["voxtral-mini-latest", "voxtral-small-latest", "voxtral-ours"])
+def test_a_folder_goes_before_a_service(name: str, tmp_path: Path) -> None:
+    """Its sound is to stay on this machine, also while the folder is being filled."""
+    folder = tmp_path / "models" / name
+    folder.mkdir(parents=True)
+    with pytest.raises((RequestError, ModelError)):
+        plan(name)
+    for file in ("model.safetensors", "tekken.json", "preprocessor_config.json"):
+        (folder / file).write_bytes(b"0")
+    (folder / "config.json").write_text('{"architectures": ["VoxtralForConditionalGeneration"]}')
+    assert plan(name).transcriber == Choice("voxtral", name)
+
+
+@pytest.mark.parametrize("name", ["voxtral-", "voxtral-../../etc", "voxtral-mini\n", "Voxtral-Mini-Latest"])
+def test_what_no_service_has_is_refused_at_the_door(name: str) -> None:
+    with pytest.raises(RequestError, match="any voxtral- name behind VOXTRAL_ENDPOINT"):
+        plan(name)
 
 
 def test_a_folder_of_the_image_is_a_model(tmp_path: Path) -> None:

@@ -64,6 +64,19 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(f"ASR_{variable}", raising=False)
 
 
+def test_a_key_is_hidden_whatever_stands_around_it() -> None:
+    settings = Settings(hf_token=SecretStr(" hf_abcdefgh\n"), voxtral_api_key=SecretStr("key-abcdefgh "))
+    assert settings.secrets() == ("hf_abcdefgh", "key-abcdefgh")
+    assert Settings(voxtral_api_key=SecretStr("  ")).secrets() == ()
+
+
+def test_folders_are_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(models_dir=Path("m"), cached_models_dir=Path("c"), hf_home=Path("h"), work_dir=Path("w"))
+    found = (settings.models_dir, settings.cached_models_dir, settings.hf_home, settings.work_dir)
+    assert found == tuple(tmp_path / name for name in "mchw")
+
+
 def test_the_table_has_every_field() -> None:
     assert set(GIVEN) == set(Settings.model_fields)
     assert all(field.description for field in Settings.model_fields.values())

@@ -31,6 +31,7 @@ from hansard.plan import check
 from hansard.request import Request, parse
 from hansard.settings import Settings
 from hansard.transcribers import TRANSCRIBERS
+from hansard.transcribers.guard import Limits
 from hansard.transcribers.voxtral import LANGUAGES, LONGEST_S, REPOSITORIES, Voxtral
 from hansard.transcribers.voxtral_model import (
     BLOCK_S,
@@ -590,6 +591,14 @@ def test_what_nothing_mends_is_left_out_and_told(play: Play, refused: Written | 
     assert warning.endswith(": 9.8-38.2 s")
 
 
+def test_a_threshold_of_confidence_means_nothing_to_weights_that_tell_none(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = play(Played(lambda _: GOOD))
+    monkeypatch.setattr(backend, "_limits", Limits(0.6, 0.5, 2.4))
+    assert texts(backend.transcribe(spoken(6), ask(language="en"), ignore)) == [GOOD]
+
+
 def test_the_part_that_stands_is_kept(play: Play) -> None:
     given = iter([LOOP, GOOD, LOOP, LOOP, LOOP])
     heard = play(Played(lambda _: next(given))).transcribe(spoken(28), ask(language="en"), ignore)
@@ -610,7 +619,7 @@ def test_memory_that_runs_out_halves_the_batches(play: Play) -> None:
     weights.room = 2
     heard = play(weights).transcribe(spoken(3, 5, 7, 9, 11), ask(language="en", batch_size=8), ignore)
     assert texts(heard) == [numbered(length + 0.4) for length in (3, 5, 7, 9, 11)]
-    assert heard.warnings == ("memory was short: pieces were transcribed 2 at a time, not 8",)
+    assert heard.warnings == ("memory was short: pieces were written 2 at a time, not 8",)
 
 
 def test_memory_for_not_even_one_is_an_error(play: Play) -> None:

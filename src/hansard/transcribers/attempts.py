@@ -5,6 +5,8 @@ What is left then is left out, and a warning names the places.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +14,11 @@ from typing import Generic, Protocol, TypeVar
 
 from hansard.audio.speech import Activity, cut
 from hansard.batch import Batch
-from hansard.transcribers.guard import Fault, Heard, Limits, fault
-from hansard.transcribers.pieces import Piece
+from hansard.transcribers.guard import Fault, Heard, Limits, complaints, fault
+from hansard.transcribers.pieces import SHORTEST_S, Piece
 from hansard.transcript import Audio, Report
+
+log = logging.getLogger(__name__)
 
 ROUNDS = 2  # of halving
 LEAST_HALVED_S = 4.0
@@ -58,7 +62,7 @@ class Judge:
 
     def judged(self, piece: Piece, written: W) -> Attempt[W]:
         """An attempt, with the guard's verdict on its text and on silence where somebody speaks."""
-        heard = Heard(written.text, 0.0, 0.0, piece.length, self.activity.spoken(piece.span), written.ended)
+        heard = Heard(written.text, math.inf, 0.0, piece.length, self.activity.spoken(piece.span), written.ended)
         return Attempt(piece, written, fault(heard, self.limits))
 
     def halves(self, attempt: Attempt[W]) -> list[Piece]:
@@ -86,8 +90,25 @@ class Progress:
         self._report(self._told)
 
 
+SPEECH_SHARE = 0.05  # of the stage's time: finding where somebody speaks, before anything is written
+
 Work = Callable[[Sequence[Piece], Report], Sequence[W]]
 """What a model writes of the pieces of one batch; it may report how far the batch is, 0 to 1."""
+
+
+def written(
+    work: Work[W], judge: Judge, batch: Batch, found: Sequence[Piece], report: Report
+) -> tuple[list[Attempt[W]], list[str]]:
+    """What was made of the pieces, in order, and warnings: what could not be mended, and where memory was short."""
+    heard = [piece for piece in found if piece.length >= SHORTEST_S]
+    progress = Progress(report, sum(piece.length for piece in heard), SPEECH_SHARE)
+    attempts = Writing(work, judge, batch, progress).write(heard)
+    report(1.0)
+    log.info("%d pieces of speech, written %d at a time", len(heard), batch.size)
+    warnings = complaints((attempt.piece.span, attempt.fault) for attempt in attempts)
+    if batch.size < batch.asked:
+        warnings.append(f"memory was short: pieces were written {batch.size} at a time, not {batch.asked}")
+    return attempts, warnings
 
 
 class Writing(Generic[W]):

@@ -16,18 +16,19 @@ from hansard.batch import Batch
 from hansard.errors import UnsupportedError
 from hansard.models import Models, shown
 from hansard.request import Request
-from hansard.transcribers.attempts import Attempt, Judge, Progress, Writing
+from hansard.transcribers.attempts import SPEECH_SHARE, Attempt, Judge, written
 from hansard.transcribers.canary_model import (
     LONGEST_S,
     Pair,
     Written,
+    archive_in,
     installed,
     load,
 )
 from hansard.transcribers.capabilities import Can
-from hansard.transcribers.guard import Limits, complaints, places
+from hansard.transcribers.guard import Limits, places
 from hansard.transcribers.loading import check_compute_type
-from hansard.transcribers.pieces import Piece, gathered, pieces
+from hansard.transcribers.pieces import LEAST_SEGMENT_S, Piece, gathered, pieces
 from hansard.transcript import Audio, Report, Segment, Span, Transcription, Word
 
 log = logging.getLogger(__name__)
@@ -50,10 +51,6 @@ GPU_BATCH = 16
 CPU_BATCH = 4
 
 LONGEST_PAUSE_S = 1.5  # within a piece
-SHORTEST_S = 0.1  # of sound that anything is said in
-LEAST_SEGMENT_S = 0.02
-
-SPEECH_SHARE = 0.05  # of the stage's time
 
 
 class Canary:
@@ -84,6 +81,8 @@ class Canary:
         check_compute_type(models.settings, "Canary")
         for repository in cls.models.get(model, (model,)):
             models.check(repository, holds=FILE)
+            if folder := models.find(repository):
+                archive_in(folder, shown(model))
 
     def __init__(self, model: str, models: Models) -> None:
         settings = models.settings
@@ -106,19 +105,12 @@ class Canary:
         batch = Batch(request.batch_size or self._batch_size)
         activity = self._voice_activity(audio, lambda part: report(part * SPEECH_SHARE))
         found = pieces(audio, activity, request, spans, LONGEST_S, LONGEST_PAUSE_S)
-        heard = [piece for piece in found if piece.length >= SHORTEST_S]
 
         def work(todo: Sequence[Piece], _: Report) -> list[Written]:
             sounds = [audio.mono(piece.span.start, piece.span.end) for piece in todo]
             return self._weights.write(sounds, pair, request.beam_size)
 
-        progress = Progress(report, sum(piece.length for piece in heard), SPEECH_SHARE)
-        attempts = Writing(work, Judge(audio, activity, self._limits), batch, progress).write(heard)
-        report(1.0)
-        log.info("%d pieces of speech, written %d at a time", len(heard), batch.size)
-        warnings = complaints((attempt.piece.span, attempt.fault) for attempt in attempts)
-        if batch.size < batch.asked:
-            warnings.append(f"memory was short: pieces were written {batch.size} at a time, not {batch.asked}")
+        attempts, warnings = written(work, Judge(audio, activity, self._limits), batch, found, report)
         if not pair.translates and (request.align_output or request.wants_speakers):
             warnings += self._untimed(attempts)
         standing = [attempt for attempt in attempts if attempt.fault is None]

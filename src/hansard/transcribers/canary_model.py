@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
+import tarfile
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,13 @@ from hansard.settings import Settings
 from hansard.transcribers.loading import device_and_dtype, loading
 from hansard.transcript import SAMPLE_RATE, Float32
 from hansard.vendors import gpu_lost, no_room, quiet
+from hansard.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
 LONGEST_S = 30.0  # of sound at once: NeMo cuts at 30 to 40 s for this model, which has heard nothing longer
 SHORTEST_S = 1.0  # NeMo puts silence on both sides of what is shorter, and its times count from there
+TIMING = "timestamps_asr_model"  # NeMo's name of the model of word times, and of its files
 MODEL = "EncDecMultiTaskModel"  # NeMo's class of a Canary
 PROMPTS = "canary2"  # the format of prompts of canary-1b-v2, canary-1b-flash and canary-180m-flash
 SPECIAL = re.compile(r"<\|[^|<>]*\|>|<pad>")  # tokens that are no text, as that for silence, and that NeMo leaves in
@@ -82,13 +86,10 @@ def load(folder: Path, name: str, settings: Settings) -> CanaryWeights:
     OutOfMemoryError.
     """
     installed()
-    archive = _archive(folder, name)
+    archive = archive_in(folder, name)
     import_nemo()
-    import torch
-
-    device, dtype = device_and_dtype(settings, "Canary")
     with loading(name):
-        return CanaryWeights(_read(archive, name, dtype, torch.device(device)))
+        return CanaryWeights(_read(archive, name, settings))
 
 
 class CanaryWeights:
@@ -140,11 +141,17 @@ class CanaryWeights:
             )
             self._beam_size = beam_size
 
+    @property
+    def _beam(self) -> int:
+        """How many hypotheses are kept."""
+        own = self._model.cfg.decoding
+        return int(own.get("beam", {}).get("beam_size", 1)) if own.get("strategy") == "beam" else 1
+
     def _texts(self, sounds: Sequence[Float32], pair: Pair) -> list[str]:
         from nemo.collections.asr.models.aed_multitask_models import MultiTaskTranscriptionConfig
 
         manner = MultiTaskTranscriptionConfig(
-            batch_size=len(sounds),
+            batch_size=1 if self._beam > 1 else len(sounds),  # NeMo's beams of a batch read each other's sound
             return_hypotheses=True,
             num_workers=0,  # others would be forked, and other threads run in this process
             verbose=False,
@@ -165,7 +172,8 @@ class CanaryWeights:
             if len(sounds) == 1:
                 log.warning("words could not be timed: %s", type(error).__name__)
                 return [()]
-            return [self._timed([sound], [text])[0] for sound, text in zip(sounds, texts, strict=True)]
+        half = len(sounds) // 2
+        return self._timed(sounds[:half], texts[:half]) + self._timed(sounds[half:], texts[half:])
 
     def _aligned(self, sounds: Sequence[Float32], texts: Sequence[str]) -> list[tuple[Part, ...]]:
         from nemo.collections.asr.parts.utils.rnnt_utils import Hypothesis
@@ -183,12 +191,14 @@ class CanaryWeights:
         return [_sentences(text, one.timestamp) for text, one in zip(texts, found, strict=True)]
 
 
-def _archive(folder: Path, name: str) -> Path:
-    """The one archive in a folder; beside others, the one that is called like the folder's model."""
+def archive_in(folder: Path, name: str) -> Path:
+    """The one archive in a folder; beside others, the one that is called like the folder's model. Raises ModelError."""
     archives = sorted(folder.glob("*.nemo"))
     called = [path for path in archives if path.stem == name.rpartition("/")[2]]
     if len(archives) == 1 or called:
         return (called or archives)[0]
+    if not archives:
+        raise ModelError(f"model {name} has no .nemo archive in its folder; fetch it again, or remove the folder")
     raise ModelError(f"model {name} has {len(archives)} .nemo archives and not one of its own name; leave one of them")
 
 
@@ -211,19 +221,47 @@ def import_nemo() -> None:
         nemo_log.captureWarnings(False)
 
 
-def _read(archive: Path, name: str, dtype: Any, device: Any) -> Any:
-    """Read the models of an archive. Raises ModelError for one of another kind, and whatever NeMo raises."""
-    from nemo.collections.asr.models import ASRModel
+def _read(archive: Path, name: str, settings: Settings) -> Any:
+    """Read the models of an archive. Raises ModelError for one of another kind, and whatever NeMo raises.
 
-    config = ASRModel.restore_from(str(archive), return_config=True)
+    It is unpacked under WORK_DIR, so that what a process leaves behind that is killed meanwhile is cleared away.
+    """
+    device, dtype = device_and_dtype(settings, "Canary")
+    with closing(Workspace(settings)) as workspace, workspace.job("canary") as unpacked:
+        with tarfile.open(archive) as file:
+            file.extractall(unpacked, filter="data")
+        config = _restored(archive, unpacked, return_config=True)
+        _check_config(config, name)
+        config.restore_timestamps_model = False  # NeMo would put that one onto any GPU there is
+        model = _restored(archive, unpacked, override_config_path=config).to(device, dtype).eval()
+        timing = None
+        if (unpacked / f"{TIMING}_config.yaml").exists():
+            timing = _restored(archive, unpacked, part=f"{TIMING}_").to(device, dtype).eval()
+    object.__setattr__(model, TIMING, timing)  # as NeMo does: it is no part of the model to torch
+    return model
+
+
+def _restored(archive: Path, unpacked: Path, part: str = "", **options: Any) -> Any:
+    """One of the models of an unpacked archive, on the CPU in float32, or its configuration.
+
+    On a GPU NeMo would build it in float32 and read a second copy beside it: three times what stays.
+    """
+    from nemo.collections.asr.models import ASRModel
+    from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
+
+    connector = SaveRestoreConnector()
+    connector.model_extracted_dir = str(unpacked)
+    if part:
+        connector.model_config_yaml, connector.model_weights_ckpt = f"{part}config.yaml", f"{part}weights.ckpt"
+    return ASRModel.restore_from(str(archive), map_location="cpu", save_restore_connector=connector, **options)
+
+
+def _check_config(config: Any, name: str) -> None:
+    """Raises ModelError for a model of another kind."""
     if not str(config.get("target", "")).endswith(MODEL):
         raise ModelError(f"model {name} is no Canary: its archive holds another kind of model; take canary-1b-v2")
     if config.get("prompt_format") != PROMPTS or config.get("sample_rate") != SAMPLE_RATE:
         raise ModelError(f"model {name} is a Canary with other prompts or another sample rate; take canary-1b-v2")
-    model = ASRModel.restore_from(str(archive), map_location=device).to(dtype).eval()
-    if model.timestamps_asr_model is not None:  # which is no part of the model to torch
-        model.timestamps_asr_model.to(device, dtype).eval()
-    return model
 
 
 def _plain(text: str) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from hansard.errors import HansardError, ModelError, OutOfMemoryError, SettingsError
+from hansard.hub import DISK_ERRORS
 from hansard.settings import Settings
 from hansard.vendors import gpu_lost, no_room, quiet
 
@@ -59,7 +61,11 @@ def loading(name: str) -> Iterator[None]:
             raise OutOfMemoryError(
                 f"model {name} does not fit into memory; take a smaller one, a leaner COMPUTE_TYPE or a larger machine"
             ) from None
-        log.warning("model %s cannot be loaded: %s", name, type(error).__name__)
+        log.warning("model %s cannot be loaded", name, exc_info=error)
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise ModelError(
+                f"model {name} cannot be loaded: {os.strerror(error.errno)}; make room on the disk of WORK_DIR"
+            ) from None
         raise ModelError(
             f"model {name} cannot be loaded: its files are damaged or of another kind; fetch them again"
         ) from None

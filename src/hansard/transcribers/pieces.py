@@ -9,6 +9,8 @@ from hansard.audio.speech import Activity, cut, joined, padded, stretches
 from hansard.request import Request
 from hansard.transcript import UNSPACED, Audio, Segment, Span
 
+SHORTEST_S = 0.1  # of sound that anything is said in
+LEAST_SEGMENT_S = 0.02  # that a segment lasts
 PADDING_S = 0.2  # of speech, into the pauses around it
 
 

@@ -16,9 +16,9 @@ from hansard.audio.voice_activity import load_voice_activity
 from hansard.batch import Batch
 from hansard.models import Models, shown
 from hansard.request import Request
-from hansard.transcribers.attempts import Attempt, Judge, Progress, Writing
+from hansard.transcribers.attempts import SPEECH_SHARE, Attempt, Judge, written
 from hansard.transcribers.capabilities import Can
-from hansard.transcribers.guard import Limits, complaints
+from hansard.transcribers.guard import Limits
 from hansard.transcribers.languages import MIXED, of_texts
 from hansard.transcribers.loading import check_compute_type
 from hansard.transcribers.pieces import Piece, gathered, pieces
@@ -47,10 +47,8 @@ LONGEST_S = BLOCK_S - 0.01  # so that rounding to samples begins no second block
 LONGEST_PAUSE_S = 1.5  # within a piece: people read it as one segment
 MIXED_S = 10.0  # longest stretch in which one language is spoken when they are mixed
 MIXED_PAUSE_S = 0.3  # shortest pause at which the language may change
-SHORTEST_S = 0.1  # of sound that anything is said in
 
 COLDEST = 1e-3  # temperatures below differ from 0 by nothing but overflows
-SPEECH_SHARE = 0.05  # of the stage's time
 
 
 class Voxtral:
@@ -106,17 +104,11 @@ class Voxtral:
         activity = self._voice_activity(audio, lambda part: report(part * SPEECH_SHARE))
         longest, pause = (MIXED_S, MIXED_PAUSE_S) if mixed and spans is None else (LONGEST_S, LONGEST_PAUSE_S)
         found = pieces(audio, activity, request, spans, longest, pause)
-        heard = [piece for piece in found if piece.length >= SHORTEST_S]
 
         def work(todo: Sequence[Piece], part: Report) -> list[Written]:
             return self._weights.texts([audio.mono(p.span.start, p.span.end) for p in todo], manner, part)
 
-        progress = Progress(report, sum(piece.length for piece in heard), SPEECH_SHARE)
-        attempts = Writing(work, Judge(audio, activity, self._limits), batch, progress).write(heard)
-        report(1.0)
-        log.info("%d pieces of speech, transcribed %d at a time", len(heard), batch.size)
-        if batch.size < batch.asked:
-            warnings.append(f"memory was short: pieces were transcribed {batch.size} at a time, not {batch.asked}")
+        attempts, told = written(work, Judge(audio, activity, self._limits), batch, found, report)
         standing = [attempt for attempt in attempts if attempt.fault is None]
         spoken = of_texts(request, [attempt.written.text for attempt in standing], LANGUAGES)
         phrases = [(a.piece, [_segment(a, one)]) for a, one in zip(standing, spoken.each, strict=True)]
@@ -125,12 +117,7 @@ class Voxtral:
             segments if mixed else tuple(replace(segment, language=None) for segment in segments),
             spoken.language,
             spoken.probability,
-            (
-                *spoken.warnings,
-                *activity.warnings,
-                *warnings,
-                *complaints((attempt.piece.span, attempt.fault) for attempt in attempts),
-            ),
+            (*spoken.warnings, *activity.warnings, *warnings, *told),
         )
 
     def time_words(self, audio: Audio, segments: Sequence[Segment], report: Report) -> tuple[Segment, ...]:

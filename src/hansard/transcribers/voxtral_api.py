@@ -22,14 +22,14 @@ import numpy as np
 
 from hansard.audio.encode import FLAC, MP3, Format, encode
 from hansard.audio.voice_activity import load_voice_activity
-from hansard.errors import UnsupportedError
+from hansard.errors import ModelError, UnsupportedError
 from hansard.models import Models
 from hansard.request import Request
 from hansard.transcribers.attempts import Attempt, Judge, better
 from hansard.transcribers.capabilities import Can
 from hansard.transcribers.guard import Limits, complaints
 from hansard.transcribers.languages import MIXED, Written, doubts, of_texts
-from hansard.transcribers.pieces import Piece, gathered, pieces
+from hansard.transcribers.pieces import LEAST_SEGMENT_S, SHORTEST_S, Piece, gathered, pieces
 from hansard.transcribers.voxtral_answers import Answer, chatted, spoken
 from hansard.transcribers.voxtral_service import Endpoint, Service, check_access, placed, side_by_side
 from hansard.transcript import SAMPLE_RATE, Audio, Report, Segment, Span, Transcription
@@ -42,12 +42,13 @@ LANGUAGES = {
 # fmt: on
 """Languages that Mistral names for Voxtral Transcribe 2; later models know more, so no language is refused."""
 
+_NAME = re.compile(r"voxtral-[\w.-]*\w")
+
 LONGEST_S = 30.0  # of a piece that is found here
 LONGEST_PAUSE_S = 2.0  # within such a piece
 MIXED_S, MIXED_PAUSE_S = 15.0, 0.5  # the same where languages are mixed: each piece has one
 LONGEST_SPAN_S = 300.0  # of a given span; vLLM refuses more than 600 s and 25 MB, and these are 10 MB at most
 LONGEST_CHAT_S = 120.0  # the same in a chat: 12.5 tokens of sound and 30 of text a second, in a context of 8192
-SHORTEST_S = 0.1  # of sound that anything is said in
 LEAST_SENT_S = 1.0  # with silence behind what is shorter, as some services refuse it
 
 AT_ONCE = 4
@@ -55,7 +56,6 @@ MOST_AT_ONCE = 16
 SPEECH_SHARE = 0.1  # of the stage's time
 
 MOST_TERMS = 100  # that Mistral's service takes in context_bias
-LEAST_SEGMENT_S = 0.02
 TOKENS_PER_SECOND = 30  # no speech needs more, in any script; what does is a loop, and would go on for minutes
 MORE_TOKENS = 100
 
@@ -79,9 +79,11 @@ class _Voxtral(ABC):
     def check(cls, model: str, request: Request, models: Models) -> None:
         """Return when nothing is known that would keep the service from this job; the service is not asked.
 
-        Raises SettingsError for an address or a key that cannot be used, TokenMissingError for a missing key,
-        UnsupportedError for what this service does not take.
+        Raises ModelError where a folder of this name lies half-made, SettingsError for an address or a key that cannot
+        be used, TokenMissingError for a missing key, UnsupportedError for what this service does not take.
         """
+        if os.path.lexists(models.settings.models_dir / model):
+            raise ModelError(f"the folder {model} under MODELS_DIR holds no whole model; complete or remove it")
         cls._refuse(model, request, check_access(models.settings))
 
     @classmethod
@@ -256,7 +258,7 @@ def _sound(audio: Audio, span: Span, format: Format) -> bytes:
 
 def _is_remote(name: str, models: Models) -> bool:
     """Is it a service's model? Not where there is a folder of this name, whole or not: its sound is to stay here."""
-    if not name.startswith("voxtral-") or models.find(name) is not None:
+    if not _NAME.fullmatch(name) or models.find(name) is not None:
         return False
     return not os.path.lexists(models.settings.models_dir / name)
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 FIRST_PAUSE_S = 1.0  # doubled from failure to failure
 LONGEST_PAUSE_S = 30.0
 LONGEST_JITTER_S = 1.0  # more, so that threads which wait for the same moment do not all come in it
+FIRST_PATIENCE_S = 60.0  # with one that has let none through so far
 PATIENCE_S = 300.0  # a service that let a call of the job through so lately only has to be waited for
 TAKEN_S = 3.0  # a call that is under way so long was let through: refusals come at once
 
@@ -35,7 +36,8 @@ class Pace:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._begun: list[float] = []  # of the calls that wait for their answer
-        self._answered = -math.inf
+        self._answered: float | None = None
+        self._first_refused: float | None = None
         self._refused = -math.inf  # the first of the last refusals, all of which are to calls from before it
         self._refusals = 0  # such bunches since the last answer
         self._until = -math.inf
@@ -73,7 +75,10 @@ class Pace:
                 pause = max(asked, backoff(self._refusals))
             self._until = max(self._until, now + pause)
             taken = any(now - other > TAKEN_S for other in self._begun)
-            return not taken and now - self._answered > PATIENCE_S
+            if self._answered is not None:
+                return not taken and now - self._answered > PATIENCE_S
+            self._first_refused = now if self._first_refused is None else self._first_refused
+            return not taken and now - self._first_refused > FIRST_PATIENCE_S
 
 
 def backoff(failures: int) -> float:

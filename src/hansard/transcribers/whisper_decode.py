@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from hansard.audio.speech import Activity, cut
 from hansard.batch import Batch
 from hansard.transcribers.guard import LEAST_GAP_S, Fault, Heard, Limits, fault
+from hansard.transcribers.pieces import LEAST_SEGMENT_S
 from hansard.transcribers.whisper_model import Decoded, Encoded, Manner, Phrase, WhisperWeights
 from hansard.transcript import Audio, Segment, Span
 
@@ -21,7 +22,6 @@ PART_TEMPERATURES = (0.4, 0.8)
 PARTS_S = (10.0, 4.0)  # longest parts that a chunk is cut into when no temperature helps, and those parts again
 LEAST_PART_S = 2.0  # a chunk is not cut below this
 MOST_ROUNDS = 2  # of gaps, and gaps in what was heard in gaps
-LEAST_SEGMENT_S = 0.02  # one step of Whisper's time tokens
 
 
 @dataclass(frozen=True, slots=True)

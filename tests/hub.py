@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
+
+from served import Served
 
 PATIENCE_S = 60.0  # nothing is withheld longer, whatever becomes of the test
 BLOCK = 1 << 16  # bytes sent between two pauses
@@ -69,10 +70,8 @@ class Repository:
         return hashlib.sha1(json.dumps({name: blob.name for name, blob in self.blobs.items()}).encode()).hexdigest()
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(Served):
     """Serves folders as repositories; `accounts` maps each token to the gated ones whose terms it has accepted."""
-
-    daemon_threads = True
 
     def __init__(
         self,
@@ -80,7 +79,7 @@ class Hub(ThreadingHTTPServer):
         gated: Collection[str] = (),
         accounts: Mapping[str, Collection[str]] | None = None,
     ) -> None:
-        super().__init__(("127.0.0.1", 0), Answering)
+        super().__init__(Answering)
         self.repositories = {name: Repository(folder) for name, folder in repositories.items()}
         self.gated = gated
         self.accounts = accounts or {}
@@ -90,18 +89,6 @@ class Hub(ThreadingHTTPServer):
         self.pause_s = 0.0  # between blocks of a file
         self.sent = 0  # bytes of files
         self.inflated = 1  # how many times too large the info says that files are
-        self.over = threading.Event()
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-
-    def __enter__(self) -> Hub:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.shutdown()
-        self.server_close()
-        self._thread.join()
 
     @property
     def url(self) -> str:

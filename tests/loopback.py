@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
-import threading
 from collections.abc import Callable
 from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, NamedTuple
+
+from served import Served
 
 PATIENCE_S = 5.0  # no play lasts longer, whatever becomes of the test
 
@@ -55,32 +55,14 @@ class Player(BaseHTTPRequestHandler):
 Play = Callable[[Player], None]
 
 
-class Loopback(ThreadingHTTPServer):
-    daemon_threads = True
-
+class Loopback(Served):
     def __init__(self, tls: ssl.SSLContext | None = None, address: str = "127.0.0.1") -> None:
-        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        super().__init__((address, 0), Player)
+        super().__init__(Player, address)
         if tls:
             self.socket = tls.wrap_socket(self.socket, server_side=True)
         self.plays: dict[str, Play] = {}
         self.asked: list[Asked] = []
-        self.over = threading.Event()
         self._scheme = "https" if tls else "http"
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-
-    def __enter__(self) -> Loopback:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.shutdown()
-        self.server_close()
-        self._thread.join(PATIENCE_S)
 
     def url(self, path: str, host: str = "127.0.0.1") -> str:
         return f"{self._scheme}://{host}:{self.server_port}{path}"
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that leaves in mid-body is what many tests are about."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email import message_from_bytes
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from hansard.settings import Settings
 from hansard.transcribers.whisper import Whisper
 from hansard.transcript import SAMPLE_RATE, Audio, Segment
 from places import TINY
+from served import Served
 
 PATIENCE_S = 20.0  # no play lasts longer, whatever becomes of the test
 KEY = "key-7b1f0c52e9"
@@ -225,11 +226,8 @@ def wrong_fields(fields: dict[str, Any]) -> Iterator[str]:
 
 
 @dataclass(eq=False)
-class VoxtralServer(ThreadingHTTPServer):
+class VoxtralServer(Served):
     """The service; `dialect` says whose answers it gives and whose chat it takes, `key` whom it lets in."""
-
-    daemon_threads = True
-    request_queue_size = 32
 
     dialect: str = "mistral"
     key: str | None = KEY
@@ -241,21 +239,10 @@ class VoxtralServer(ThreadingHTTPServer):
     stalls: list[float] = field(default_factory=list)  # seconds for which a call's body is not read, in turn
 
     def __post_init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Player)
+        super().__init__(Player)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)  # so that a body waits to be read
-        self.over, self.stalled = threading.Event(), threading.Event()
+        self.stalled = threading.Event()
         self._busy, self._lock = 0, threading.Lock()
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-
-    def __enter__(self) -> VoxtralServer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.shutdown()
-        self.server_close()
-        self._thread.join(PATIENCE_S)
 
     @property
     def url(self) -> str:
@@ -275,9 +262,6 @@ class VoxtralServer(ThreadingHTTPServer):
         finally:
             with self._lock:
                 self._busy -= 1
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that leaves in mid-answer is what some tests are about."""
 
 
 # Plays

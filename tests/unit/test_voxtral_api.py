@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import ssl
 import threading
 import traceback
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import requests
 import soundfile
+import trustme
 
 from hansard.errors import (
     CancelledError,
@@ -641,16 +643,37 @@ def test_nobody_listens(server: VoxtralServer, audio: Audio, pauses: list[float]
     assert len(pauses) == 4
 
 
-def test_a_certificate_that_is_not_trusted_is_not_asked_again(
-    server: VoxtralServer, audio: Audio, pauses: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def post(*_: object, **__: object) -> None:
-        raise requests.exceptions.SSLError(f"[SSL: CERTIFICATE_VERIFY_FAILED] {server.url}")
+@pytest.fixture
+def encrypted(tmp_path: Path) -> Iterator[tuple[VoxtralServer, Path]]:
+    """The service behind TLS, and the certificate of the authority that vouches for it."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    served = VoxtralServer()
+    served.socket = context.wrap_socket(served.socket, server_side=True)
+    with served:
+        yield served, tmp_path / "ca.pem"
 
-    monkeypatch.setattr(requests.Session, "send", post)
+
+def test_a_service_behind_tls_is_heard(
+    encrypted: tuple[VoxtralServer, Path], audio: Audio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, authority = encrypted
+    monkeypatch.setattr(requests.adapters, "DEFAULT_CA_BUNDLE_PATH", str(authority))
+    server.script = [says("good morning")]
+    backend = load(server, voxtral_endpoint=server.url.replace("http:", "https:"))
+    assert backend.transcribe(audio, ask(), ignore, SPANS[:1]).segments[0].text == "good morning"
+
+
+def test_a_certificate_that_is_not_trusted_is_not_asked_again(
+    encrypted: tuple[VoxtralServer, Path], audio: Audio, pauses: list[float]
+) -> None:
+    server, _ = encrypted
+    backend = load(server, voxtral_endpoint=server.url.replace("http:", "https:"))
     with pytest.raises(ServiceError, match="cannot be trusted"):
-        hear(server, audio)
-    assert pauses == []
+        backend.transcribe(audio, ask(), ignore, SPANS[:1])
+    assert (pauses, server.asked) == ([], [])
 
 
 @pytest.mark.parametrize(

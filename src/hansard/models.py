@@ -90,13 +90,17 @@ class Models:
             return folder
         raise ModelError(f"{name} was downloaded, but holds no weights that this worker can use; name another model")
 
-    def check(self, name: str, holds: str | None = None) -> None:
+    def check(self, name: str, holds: str | None = None) -> Path | None:
         """Return when `get` would work: no download, at most two short questions to the hub. Raises ModelError.
+
+        What is returned is the folder of a model on this machine, None where `get` would download it.
 
         `holds` is a file that a repository must have to be of use; what is on this machine is taken as it is.
         """
-        if self.find(name) is None:
+        folder = self.find(name)
+        if folder is None:
             self._hub_for(name).check(name, holds)
+        return folder
 
     def _places(self, name: str) -> Iterator[Path | None]:
         """Where a model of this name would lie, best first."""

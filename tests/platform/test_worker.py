@@ -132,7 +132,7 @@ def _check_times(output: dict[str, Any]) -> None:
 def test_ping_names_the_job(platform: FakePlatform, clip: bytes) -> None:
     url = platform.serve("ping.ogg", clip, delay_s_per_chunk=_slowly(clip, 120))
     job_id = platform.submit({"audio": url})
-    platform.wait_ping(60, lambda ping: ping.query.get("job_id") == job_id)
+    assert platform.wait_ping(60, lambda ping: ping.query.get("job_id") == job_id)
     platform.cancel(job_id)
     platform.wait_stopped(job_id, STOP_JOB_S)
 

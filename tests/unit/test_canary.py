@@ -644,7 +644,9 @@ def repacked(archive: Path, fault: str) -> None:
 def test_beside_other_archives_the_one_of_its_own_name_is_loaded(shelf: Path, tmp_path: Path) -> None:
     shutil.copytree(shelf / small.NAME, tmp_path / small.NAME)
     (tmp_path / small.NAME / "another.nemo").write_bytes(b"not a model")
-    load(tmp_path / small.NAME, f"nvidia/{small.NAME}", settings(tmp_path)).close()
+    weights = load(tmp_path / small.NAME, f"nvidia/{small.NAME}", settings(tmp_path))
+    assert weights.knows("en")
+    weights.close()
 
 
 @with_nemo

@@ -287,7 +287,7 @@ async def test_a_thread_wakes_a_loop_that_sleeps() -> None:
 
     async with Channel(send) as channel:
         threading.Timer(0.05, channel.offer, [at(1)]).start()
-        await asyncio.wait_for(got.wait(), 15)
+        assert await asyncio.wait_for(got.wait(), 15)
 
 
 @pytest.mark.asyncio

@@ -7,8 +7,6 @@ import re
 import ssl
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -17,6 +15,7 @@ import urllib3
 
 from hansard.audio import guard
 from hansard.errors import FetchError, RefusedUrlError, TooLargeError
+from hansard.retries import passes, retry_after
 from hansard.settings import Settings
 from hansard.transcript import Report
 
@@ -39,7 +38,6 @@ _MEANINGS = {
     416: "the server cannot send the recording in parts (416)",
     451: "the recording is blocked for legal reasons (451)",
 }
-_PASSING = frozenset((408, 425, 429))  # besides 5xx
 
 
 class _BrokenError(Exception):
@@ -156,8 +154,8 @@ class _Download:
         if status == 206 or (status == 416 and self._kept.size):
             self._kept = _Kept()
             raise _BrokenError("the recording changed while it was downloaded")
-        if status >= 500 or status in _PASSING:
-            raise _BrokenError(f"the server answered {status}", _retry_after(response))
+        if passes(status):
+            raise _BrokenError(f"the server answered {status}", retry_after(response))
         if not response.ok or status >= 300:
             raise FetchError(f"{self._name}: {_MEANINGS.get(status, f'the server answered {status}')}")
         return 0
@@ -218,18 +216,6 @@ def _continues(response: requests.Response, kept: _Kept) -> bool:
 def _fraction(received: int, total: int | None) -> float:
     """Progress below 1 by bytes on the wire; of an unknown total a guess that always grows."""
     return min(received / total, 0.999) if total else received / (received + _GUESS)
-
-
-def _retry_after(response: requests.Response) -> float:
-    """Seconds that the server asks to wait, given as a number or as a date; 0 when it does not."""
-    value = response.headers.get("Retry-After", "").strip()
-    if value.isascii() and value.isdigit():
-        return float(value)
-    try:
-        when = parsedate_to_datetime(value)
-    except (ValueError, IndexError, TypeError):
-        return 0.0
-    return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
 def _certificate_refused(error: BaseException | None) -> bool:

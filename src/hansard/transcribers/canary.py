@@ -7,7 +7,6 @@ named: Canary does not detect it.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -27,11 +26,9 @@ from hansard.transcribers.canary_model import (
 )
 from hansard.transcribers.capabilities import Can
 from hansard.transcribers.guard import Limits, places
-from hansard.transcribers.loading import check_compute_type
+from hansard.transcribers.loading import check_compute_type, repository_of
 from hansard.transcribers.pieces import LEAST_SEGMENT_S, Piece, gathered, pieces
 from hansard.transcript import Audio, Report, Segment, Span, Transcription, Word
-
-log = logging.getLogger(__name__)
 
 # fmt: off
 LANGUAGES = frozenset(
@@ -79,14 +76,12 @@ class Canary:
         pair_of(request, shown(model))
         installed()
         check_compute_type(models.settings, "Canary")
-        for repository in cls.models.get(model, (model,)):
-            models.check(repository, holds=FILE)
-            if folder := models.find(repository):
-                archive_in(folder, shown(model))
+        if folder := models.check(repository_of(model, cls.models), holds=FILE):
+            archive_in(folder, shown(model))
 
     def __init__(self, model: str, models: Models) -> None:
         settings = models.settings
-        [folder] = [models.get(repository) for repository in self.models.get(model, (model,))]
+        folder = models.get(repository_of(model, self.models))
         self._name = shown(model)
         self._limits = Limits.of(settings)
         self._batch_size = GPU_BATCH if settings.on_gpu else CPU_BATCH

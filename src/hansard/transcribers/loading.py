@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,12 @@ from hansard.vendors import gpu_lost, no_room, quiet
 log = logging.getLogger(__name__)
 
 COMPUTE_TYPES = ("bfloat16", "float16", "float32")
+
+
+def repository_of(model: str, known: Mapping[str, tuple[str, ...]]) -> str:
+    """Where the weights of a model are: the one repository of a known name, else what the name itself says."""
+    [repository] = known.get(model, (model,))
+    return repository
 
 
 def check_compute_type(settings: Settings, who: str) -> None:

@@ -11,6 +11,8 @@ from hansard.transcript import UNSPACED, Audio, Segment, Span
 
 SHORTEST_S = 0.1  # of sound that anything is said in
 LEAST_SEGMENT_S = 0.02  # that a segment lasts
+MIXED_S = 10.0  # longest stretch in which one language is spoken when they are mixed
+MIXED_PAUSE_S = 0.3  # shortest pause at which the language may change
 PADDING_S = 0.2  # of speech, into the pauses around it
 
 

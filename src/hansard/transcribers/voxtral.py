@@ -7,7 +7,6 @@ times its words, and the language is told from the text.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
@@ -20,8 +19,8 @@ from hansard.transcribers.attempts import SPEECH_SHARE, Attempt, Judge, written
 from hansard.transcribers.capabilities import Can
 from hansard.transcribers.guard import Limits
 from hansard.transcribers.languages import MIXED, of_texts
-from hansard.transcribers.loading import check_compute_type
-from hansard.transcribers.pieces import Piece, gathered, pieces
+from hansard.transcribers.loading import check_compute_type, repository_of
+from hansard.transcribers.pieces import MIXED_PAUSE_S, MIXED_S, Piece, gathered, pieces
 from hansard.transcribers.voxtral_model import (
     BLOCK_S,
     KIND,
@@ -33,8 +32,6 @@ from hansard.transcribers.voxtral_model import (
 )
 from hansard.transcript import Audio, Report, Segment, Span, Transcription
 
-log = logging.getLogger(__name__)
-
 LANGUAGES = frozenset({"de", "en", "es", "fr", "hi", "it", "nl", "pt"})
 REPOSITORIES = ("mistralai/Voxtral-Mini-3B-2507", "mistralai/Voxtral-Small-24B-2507")
 
@@ -45,8 +42,6 @@ CPU_BATCH = 4
 
 LONGEST_S = BLOCK_S - 0.01  # so that rounding to samples begins no second block
 LONGEST_PAUSE_S = 1.5  # within a piece: people read it as one segment
-MIXED_S = 10.0  # longest stretch in which one language is spoken when they are mixed
-MIXED_PAUSE_S = 0.3  # shortest pause at which the language may change
 
 COLDEST = 1e-3  # temperatures below differ from 0 by nothing but overflows
 
@@ -77,14 +72,12 @@ class Voxtral:
         """Raises ModelError for weights out of reach, EngineMissingError, SettingsError for a wrong COMPUTE_TYPE."""
         installed()
         check_compute_type(models.settings, "Voxtral")
-        for repository in cls.models.get(model, (model,)):
-            models.check(repository, holds=FILE)
-            if folder := models.find(repository):
-                check_folder(folder, shown(model))
+        if folder := models.check(repository_of(model, cls.models), holds=FILE):
+            check_folder(folder, shown(model))
 
     def __init__(self, model: str, models: Models) -> None:
         settings = models.settings
-        [folder] = [models.get(repository) for repository in self.models.get(model, (model,))]
+        folder = models.get(repository_of(model, self.models))
         self._limits = Limits.of(settings)
         self._batch_size = GPU_BATCH if settings.on_gpu else CPU_BATCH
         self._weights = load(folder, shown(model), settings)

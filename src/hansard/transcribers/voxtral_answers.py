@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 LONGEST_SAID = 200  # characters of a service's own words
-TOO_MANY = 429
-PASSING = frozenset({408, 425, TOO_MANY})  # and 5xx: what may be different in a moment
 CUT_OFF = ("length", "model_length")  # reasons for which a service ends a text before it is whole
 
 _UNFIT = re.compile(r"\w+://\S+|(?<![\w.])/[\w.@-]+(?:/[\w.@-]*)+|\S{32,}")  # addresses, paths, keys and the like
@@ -84,11 +82,6 @@ def object_of(answer: bytes) -> Mapping[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def passes(status: int) -> bool:
-    """May it be another answer in a moment?"""
-    return status in PASSING or status >= 500
 
 
 def error_within(told: Mapping[str, Any] | None) -> int:

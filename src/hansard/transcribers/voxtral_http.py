@@ -12,8 +12,6 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
@@ -27,8 +25,8 @@ from urllib3.exceptions import TimeoutError as SlowError
 from urllib3.util import Timeout as Limit
 
 from hansard.errors import CancelledError, ServiceError
+from hansard.retries import TOO_MANY, passes, retry_after
 from hansard.settings import Settings
-from hansard.transcribers.voxtral_answers import TOO_MANY, passes
 from hansard.transcribers.voxtral_pace import PassingError
 
 LONGEST_RETRY_AFTER_S = 60.0
@@ -88,7 +86,9 @@ class Wire:
             with self._session.send(request, timeout=limit, allow_redirects=False, stream=True) as response:  # type: ignore[arg-type]
                 status = response.status_code
                 if passes(status):
-                    raise PassingError(f"answers {status}", _asked_pause(response), busy=status == TOO_MANY)
+                    raise PassingError(
+                        f"answers {status}", min(retry_after(response), LONGEST_RETRY_AFTER_S), busy=status == TOO_MANY
+                    )
                 return status, _content(response, until)
         finally:
             upload.over()
@@ -208,15 +208,3 @@ def _content(response: Response, until: float) -> bytes:
         content += block
         if len(content) > LARGEST_ANSWER:
             raise PassingError("answered with something that is no transcript")
-
-
-def _asked_pause(response: Response) -> float:
-    """The seconds that a Retry-After asks for, as a number or as a date; at most LONGEST_RETRY_AFTER_S."""
-    value = response.headers.get("Retry-After", "").strip()
-    if value.isascii() and value.isdigit():
-        return min(float(value), LONGEST_RETRY_AFTER_S)
-    try:
-        seconds = (parsedate_to_datetime(value).astimezone(UTC) - datetime.now(UTC)).total_seconds()
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER_S)

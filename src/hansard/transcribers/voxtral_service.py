@@ -24,8 +24,9 @@ from hansard.errors import (
     TokenMissingError,
     TokenRefusedError,
 )
+from hansard.retries import TOO_MANY, passes
 from hansard.settings import Settings
-from hansard.transcribers.voxtral_answers import TOO_MANY, error_within, object_of, passes, said_of
+from hansard.transcribers.voxtral_answers import error_within, object_of, said_of
 from hansard.transcribers.voxtral_pace import Pace, PassingError, backoff, jitter
 from hansard.transcript import Report
 

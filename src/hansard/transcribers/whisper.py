@@ -21,7 +21,8 @@ from hansard.request import Request
 from hansard.transcribers.capabilities import OPTIONS, Can
 from hansard.transcribers.guard import Limits, complaints
 from hansard.transcribers.languages import MIXED
-from hansard.transcribers.pieces import pieces, whole
+from hansard.transcribers.loading import repository_of
+from hansard.transcribers.pieces import MIXED_PAUSE_S, MIXED_S, pieces, whole
 from hansard.transcribers.whisper_decode import Attempt, Chunk, Decoding, Task, segments
 from hansard.transcribers.whisper_language import decide, languages_of
 from hansard.transcribers.whisper_model import WINDOW_S, Manner, WhisperWeights
@@ -75,8 +76,6 @@ CPU_BATCH = 4
 BEAM_SIZE = 5
 
 LONGEST_PAUSE_S = 3.0  # within a chunk: around longer silence Whisper leaves out words (errors 13, at 5 s 18 of 356)
-MIXED_S = 10.0  # longest stretch in which one language is spoken when they are mixed
-MIXED_PAUSE_S = 0.3  # shortest pause at which the language may change
 
 SPEECH_SHARE = 0.1  # of the stage's time
 LANGUAGE_SHARE = 0.05
@@ -108,12 +107,11 @@ class Whisper:
     @classmethod
     def check(cls, model: str, request: Request, models: Models) -> None:
         """Raises ModelError for weights out of reach, or a repository of another kind, before it is downloaded."""
-        for repository in cls.models.get(model, (model,)):
-            models.check(repository, holds=FILE)
+        models.check(repository_of(model, cls.models), holds=FILE)
 
     def __init__(self, model: str, models: Models) -> None:
         settings = models.settings
-        [folder] = [models.get(repository) for repository in self.models.get(model, (model,))]
+        folder = models.get(repository_of(model, self.models))
         self._name = model
         self._limits = Limits.of(settings)
         self._batch_size = GPU_BATCH if settings.on_gpu else CPU_BATCH

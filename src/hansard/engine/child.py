@@ -103,7 +103,7 @@ class Engine:
         while job := self._jobs.get():
             self._running = job.id
             answer = self._run(job)
-            if isinstance(answer, Failed):
+            if isinstance(answer, Failed) and not self._gpu_lost:  # which would refuse to give anything back
                 give_back_memory()  # the error's traceback holds the decoded recording, which is gigabytes of disk
             if self._gpu_lost:
                 self.send(Spent())  # first, so that the job after this one goes to another process

@@ -1,0 +1,46 @@
+"""The engine process where no other test comes: on a GPU that stopped answering."""
+
+from __future__ import annotations
+
+import pickle
+import queue
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hansard.engine import child
+from hansard.engine.child import GPU_LOST, Engine
+from hansard.engine.wire import Failed, Spent
+from hansard.pipeline import Job, Stock
+from hansard.plan import Plan
+from hansard.request import parse
+from hansard.settings import Settings
+
+
+def test_a_gpu_that_is_lost_is_asked_for_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is asked for may raise or hang: the process says that it is spent, answers, and leaves."""
+
+    def lose(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    engine: Any = Engine.__new__(Engine)  # without its pipe and its threads
+    engine._jobs, engine._outbox, engine._cancelled = queue.SimpleQueue(), queue.SimpleQueue(), set()
+    engine._stock, engine._running, engine._gpu_lost = Stock(Settings()), None, False
+    engine._sender = threading.Thread(target=lambda: None)
+    engine._sender.start()
+    engine._jobs.put(Job("a", parse({"audio": "data:,"}), Plan(None), Path("a.wav"), Path()))
+    monkeypatch.setattr(child, "run", lose)
+    monkeypatch.setattr(child, "give_back_memory", lambda: pytest.fail("the GPU was asked for memory"))
+    monkeypatch.setattr(child.os, "_exit", leave)
+    with pytest.raises(SystemExit) as left:
+        engine.serve()
+    assert left.value.code == GPU_LOST
+    spent, failed = (pickle.loads(engine._outbox.get_nowait()) for _ in range(2))
+    assert isinstance(spent, Spent)
+    assert isinstance(failed, Failed)
+    assert failed.code == "engine_crashed"

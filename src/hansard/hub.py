@@ -52,7 +52,7 @@ RESERVE = 1_000_000_000  # bytes of the disk that no download takes: recordings 
 
 DISK_ERRORS = frozenset(
     (
-        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOLCK, errno.ENAMETOOLONG, errno.EXDEV),
         *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
     )
 )
@@ -78,7 +78,7 @@ UNUSED = (
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class File:
     """A file of a repository: its name there, its name among the blobs, and its size in bytes."""
 
     name: str
@@ -115,11 +115,23 @@ _THEIRS = (OSError, ValueError, RuntimeError, LookupError, TypeError)  # the las
 
 
 class Hub:
-    """One model hub, as one job may use it; `cache` is written in the hub's own layout."""
+    """One model hub, as one job may use it; `cache` is written in the hub's own layout.
 
-    def __init__(self, endpoint: str, cache: Path, token: SecretStr | None = None, offline: bool = False) -> None:
+    `place` is what sets where the cache lies, `give` how a token is given: as sentences name them.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        cache: Path,
+        token: SecretStr | None = None,
+        offline: bool = False,
+        place: str = "HF_HOME",
+        give: str = "pass huggingface_access_token or set HF_TOKEN",
+    ) -> None:
         self._endpoint = endpoint.rstrip("/")
         self._cache = cache
+        self._place, self._give = place, give
         self._token = token.get_secret_value().strip() if token else ""
         self._offline = offline
 
@@ -140,7 +152,7 @@ class Hub:
             address = f"{self._endpoint}/api/models/{repository}/auth-check"
             headers = build_hf_headers(token=self._token or False)
             hf_raise_for_status(get_session().get(address, headers=headers, timeout=ANSWER_S))
-        if holds and holds not in [file.name for file in self._list(repository)[1]]:
+        if holds and holds not in [file.name for file in self.files(repository)[1]]:
             raise ModelMissingError(f"{repository} is no model of the kind that is needed: it has no {holds}")
         _remember(key)
 
@@ -151,7 +163,7 @@ class Hub:
         """
         report(0.0)
         self.check(repository)
-        revision, files = self._list(repository)
+        revision, files = self.files(repository)
         folder = self._cache / f"models--{repository.replace('/', '--')}"
         log.info("downloading %s: %d files, %d MB", repository, len(files), sum(file.size for file in files) // 10**6)
         with self._failing(repository):
@@ -168,13 +180,14 @@ class Hub:
         if self._offline:
             raise HubError(
                 f"{repository} is not on this machine and HF_HUB_OFFLINE is set: "
-                "unset it, or put the model's folder under MODELS_DIR"
+                "set it to false, or put the model's folder under MODELS_DIR"
             )
         if not re.fullmatch(r"[!-~]*", self._token):  # no header can carry it
             raise TokenRefusedError("the token for the model hub has characters that no token has; copy it again")
 
-    def _list(self, repository: str) -> tuple[str, list[_File]]:
-        """The revision that main is now, and the files of it that are used."""
+    def files(self, repository: str) -> tuple[str, list[File]]:
+        """The revision that main is now, and the files of it that are used. Raises ModelError."""
+        self._refuse_to_ask(repository)
         with self._failing(repository):
             from huggingface_hub import HfApi
 
@@ -189,8 +202,8 @@ class Hub:
         free = shutil.disk_usage(there).free
         if missing > free - RESERVE:
             raise ModelError(
-                f"{repository} needs {missing / 1e9:.1f} GB more and the disk of HF_HOME has {free / 1e9:.1f} GB left; "
-                "point HF_HOME to a larger disk or choose a smaller model"
+                f"{repository} needs {missing / 1e9:.1f} GB more and the disk of {self._place} has "
+                f"{free / 1e9:.1f} GB left; point {self._place} to a larger disk or choose a smaller model"
             )
 
     @contextmanager
@@ -205,7 +218,7 @@ class Hub:
         """What a failure means, and what to do about it. The texts of libraries are not shown: they hold addresses."""
         log.warning("%s: %s, status %s", repository, failure.said, failure.status)
         if failure.disk is not None:
-            return _disk_error(repository, failure.disk)
+            return _disk_error(repository, failure.disk, self._place)
         if failure.status in (401, 403):
             return self._denied(repository, failure)
         where = _public(self._endpoint)
@@ -213,14 +226,13 @@ class Hub:
             return ModelMissingError(f"there is no model {repository} on the model hub: check {where}/{repository}")
         return HubError(
             f"the model hub at {where} could not deliver {repository}: "
-            "send the job again later, check HF_ENDPOINT, or put the model's folder under MODELS_DIR"
+            "try again later, check HF_ENDPOINT, or put the model's folder under MODELS_DIR"
         )
 
     def _denied(self, repository: str, failure: _Failure) -> ModelError:
         """What 401 and 403 mean; without a token the hub says 401 of what does not exist, too."""
         where = _public(self._endpoint)
-        page = f"{where}/{repository}"
-        give = "pass huggingface_access_token or set HF_TOKEN"
+        page, give = f"{where}/{repository}", self._give
         if not self._token and failure.gated:
             return TokenMissingError(f"{repository} is gated: visit {page}, accept its terms, then {give}")
         if not self._token:
@@ -245,11 +257,11 @@ def _remember(key: tuple[str, str, str]) -> None:
         _allowed[key] = now + REMEMBER_S
 
 
-def _disk_error(repository: str, number: int) -> ModelError:
+def _disk_error(repository: str, number: int, place: str) -> ModelError:
     if number in (errno.ENOSPC, errno.EDQUOT):
-        return ModelError(f"the disk is full, {repository} could not be stored; point HF_HOME to a larger disk")
+        return ModelError(f"the disk is full, {repository} could not be stored; point {place} to a larger disk")
     return ModelError(
-        f"{repository} could not be stored: {os.strerror(number)}; point HF_HOME to a folder that can be written"
+        f"{repository} could not be stored: {os.strerror(number)}; point {place} to a folder that can be written"
     )
 
 
@@ -272,13 +284,13 @@ def _failure(error: BaseException | None) -> _Failure:
     return _Failure(said=said)
 
 
-def _file(sibling: RepoSibling) -> _File:
+def _file(sibling: RepoSibling) -> File:
     """A file as listed by the hub; large ones are stored under the hash of their content."""
     blob = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
-    return _File(sibling.rfilename, str(blob), sibling.size or 0)
+    return File(sibling.rfilename, str(blob), sibling.size or 0)
 
 
-def _used(files: list[_File]) -> list[_File]:
+def _used(files: list[File]) -> list[File]:
     """Without what no engine reads: weights that a folder has in a better form, too.
 
     Safetensors are taken before pickles, and an archive of NeMo's, which holds all it needs, before both.
@@ -297,7 +309,7 @@ def _used(files: list[_File]) -> list[_File]:
     return [file for file in files if used(file.name)]
 
 
-def _present(folder: Path, files: list[_File]) -> int:
+def _present(folder: Path, files: list[File]) -> int:
     """Bytes of these files on the disk so far; a file that grows carries a suffix."""
     return sum(min(file.size, _size(folder / "blobs" / file.blob)) for file in files)
 
@@ -311,7 +323,7 @@ def _size(blob: Path) -> int:
     return 0
 
 
-def _watch(order: _Order, folder: Path, files: list[_File], report: Report) -> _Failure | None:
+def _watch(order: _Order, folder: Path, files: list[File], report: Report) -> _Failure | None:
     """Run the process that downloads, and tell how far it is; it is gone afterwards, however this ends."""
     spawn = multiprocessing.get_context("spawn")
     connection, theirs = spawn.Pipe()

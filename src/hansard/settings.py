@@ -120,7 +120,10 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         """Where it is now: NeMo changes the working directory of its process while it loads a model."""
-        return value.expanduser().absolute()
+        try:
+            return value.expanduser().absolute()
+        except RuntimeError:
+            raise ValueError("the home folder that ~ stands for is not known; write the whole path") from None
 
     @field_validator("align_models", mode="before")
     @classmethod

@@ -17,6 +17,8 @@ BUNDLES = "https://download.pytorch.org/torchaudio/models"  # as in torchaudio.p
 CONNECT_S = 10.0
 READ_S = 30.0  # between two pieces
 PIECE = 1 << 20  # bytes, at most
+FOLDER = "torchaudio"  # under MODELS_DIR
+PREFIX = "tmp"  # of the folder of a download, which only a killed process leaves behind
 
 
 def is_bundle(name: str) -> bool:
@@ -31,8 +33,8 @@ def folder(name: str, language: str, models: Models) -> Path:
 
     Raises HubError where it cannot be had, and whatever `models.report` raises.
     """
-    file, cache = _file(name), _cache()
-    for place in (models.settings.models_dir / "torchaudio", cache):
+    file, cache = file_of(name), _cache()
+    for place in (models.settings.models_dir / FOLDER, cache):
         if (place / file).is_file():
             return place
     how = f"put {file} into the folder torchaudio of MODELS_DIR, or name another aligner with ALIGN_MODELS"
@@ -40,7 +42,7 @@ def folder(name: str, language: str, models: Models) -> Path:
         raise HubError(f"the aligner of language {language} is not on this machine and HF_HUB_OFFLINE is set: {how}")
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        _download(f"{BUNDLES}/{file}", cache / file, models.report)
+        download(name, cache / file, models.report)
     except (OSError, urllib3.exceptions.HTTPError):  # requests' errors are OSErrors
         raise HubError(f"the aligner of language {language} could not be downloaded: try again, or {how}") from None
     return cache
@@ -49,10 +51,11 @@ def folder(name: str, language: str, models: Models) -> Path:
 def forget(name: str) -> None:
     """Delete a bundle's file that was downloaded and cannot be loaded; do nothing for other models."""
     if is_bundle(name):
-        (_cache() / _file(name)).unlink(missing_ok=True)
+        (_cache() / file_of(name)).unlink(missing_ok=True)
 
 
-def _file(name: str) -> str:
+def file_of(name: str) -> str:
+    """The name of a bundle's file."""
     import torchaudio
 
     return str(getattr(torchaudio.pipelines, name)._path)
@@ -65,11 +68,15 @@ def _cache() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def _download(url: str, target: Path, report: Report) -> None:
-    """Bring a file whole or not at all. torch.hub's own download waits without end, and takes a part for the whole."""
-    with tempfile.TemporaryDirectory(dir=target.parent) as beside:
+def download(name: str, target: Path, report: Report) -> None:
+    """Bring a bundle's file to `target` whole or not at all, in a folder that exists.
+
+    torch.hub's own download waits without end, and takes a part for the whole. Raises OSError, urllib3's HTTPError, and
+    whatever `report` raises.
+    """
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=target.parent) as beside:
         part = Path(beside) / target.name
-        _receive(url, part, report)
+        _receive(f"{BUNDLES}/{file_of(name)}", part, report)
         os.replace(part, target)
 
 

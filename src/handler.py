@@ -10,8 +10,9 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from hansard import envelope, progress, render
 from hansard.engine.host import EngineHost
@@ -41,6 +42,18 @@ class Worker:
         self._engine.close()
         self._log.close()
 
+    async def fitness(self) -> None:
+        """Return when this worker is fit to take jobs.
+
+        Raises UnfitError, and then has closed: the SDK ends the process at once, without a chance to tidy up.
+        """
+        try:
+            await self._engine.fitness()
+        except HansardError as error:
+            log.critical("this worker takes no jobs and leaves: %s", error)
+            await asyncio.to_thread(self.close)
+            raise
+
     async def handle(self, job: dict[str, Any], send: progress.Send | None = None) -> dict[str, Any]:
         """Answer one job: the result, or `{"error": "code: sentence"}`; only cancellation is raised.
 
@@ -53,7 +66,8 @@ class Worker:
             except HansardError as error:
                 told = _told(error)
                 log.warning("failed: %s", told)
-                return {"error": told}
+                # A machine that was fit when it started may have lost its GPU: the platform then takes another one.
+                return {"error": told} | ({"refresh_worker": True} if self._engine.unfit else {})
             except asyncio.CancelledError:
                 log.info("cancelled")
                 raise
@@ -90,7 +104,7 @@ def _to_platform(job: dict[str, Any]) -> progress.Send:
     """Progress as RunPod's own client posts it, but awaited, so that posts keep their order."""
 
     async def send(state: dict[str, object]) -> None:
-        if "RUNPOD_WEBHOOK_POST_OUTPUT" in os.environ:  # the SDK's local modes have nobody to tell
+        if _on_the_platform():  # the SDK's local modes have nobody to tell
             from runpod.http_client import AsyncClientSession
             from runpod.serverless.modules.rp_http import send_result
 
@@ -98,6 +112,11 @@ def _to_platform(job: dict[str, Any]) -> progress.Send:
                 await send_result(session, {"status": "IN_PROGRESS", "output": state}, job)
 
     return send
+
+
+def _on_the_platform() -> bool:
+    """Is there somebody to ask for jobs? Else the SDK runs in one of its local modes."""
+    return "RUNPOD_WEBHOOK_GET_JOB" in os.environ
 
 
 def main() -> None:
@@ -108,16 +127,33 @@ def main() -> None:
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")  # its default, DEBUG, prints every result
     for check_of_the_sdk in ("RUNPOD_SKIP_GPU_CHECK", "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS"):
         os.environ.setdefault(check_of_the_sdk, "true")  # they would load torch and open the GPU in this process
+    # Until the SDK has its own handler, which is after the fitness check: PID 1 of a container would ignore the signal.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         worker = Worker(load())
     except HansardError as error:
-        sys.exit(str(error))
+        _leave(error)
     try:
         import runpod  # after the engine has started: it takes a second or two to import
 
+        runpod.serverless.register_fitness_check(worker.fitness)  # asked only where there is a platform
         runpod.serverless.start({"handler": worker.handle})
     finally:
         worker.close()
+
+
+def _leave(error: HansardError) -> NoReturn:
+    """End a process that cannot even begin; the platform is told the reason the way it is told an unfit worker's."""
+    print(error, file=sys.stderr)
+    if _on_the_platform():
+        import runpod
+
+        async def settings() -> None:
+            raise error
+
+        runpod.serverless.register_fitness_check(settings)
+        runpod.serverless.start({"handler": settings})  # ends the process with exit code 1
+    sys.exit(1)
 
 
 if __name__ == "__main__":

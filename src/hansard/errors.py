@@ -15,6 +15,7 @@
     ├── EngineError             engine_failed        the engine process could not do its work
     │   ├── EngineMissingError  engine_missing       a backend's package or weights are not installed
     │   ├── CrashedError        engine_crashed       the engine process died in mid-job
+    │   ├── UnfitError          unfit                the machine or what is installed on it cannot do the work
     │   ├── OutOfMemoryError    out_of_memory        neither memory nor smaller batches were enough
     │   └── ServiceError        service_failed       the service that holds the model failed or refused the call
     ├── ModelError              model_unavailable    the model's weights cannot be had
@@ -101,6 +102,10 @@ class EngineMissingError(EngineError):
 
 class CrashedError(EngineError):
     code = "engine_crashed"
+
+
+class UnfitError(EngineError):
+    code = "unfit"
 
 
 class OutOfMemoryError(EngineError):

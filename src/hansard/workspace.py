@@ -75,6 +75,26 @@ class Workspace:
             _remove_root(self._root, self._lock)
 
 
+def living_roots(work_dir: Path) -> tuple[Path, ...]:
+    """The roots of processes of this user that live; changes nothing. Raises OSError."""
+    return tuple(Path(entry.path) for entry in list(os.scandir(work_dir)) if _ours(entry) and _held(Path(entry.path)))
+
+
+def _held(root: Path) -> bool:
+    """Has another process the root's lock? Asked with a shared one, so that two who ask do not see each other."""
+    try:
+        lock = os.open(root / _LOCK_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
 def _new_root(work_dir: Path) -> tuple[Path, int]:
     """A new root and the descriptor that holds its lock.
 

@@ -76,10 +76,24 @@ class Worker:
         return child
 
     def left_in_work_dir(self) -> list[Path]:
-        """What lies in WORK_DIR beside the worker's own folder and, while it runs, the lock in that."""
+        """What lies in WORK_DIR beside the worker's own folder and, while it runs, its lock and its state in that."""
         running = self._process.poll() is None
-        own = {path for root in self.work_dir.iterdir() for path in (root, root / "lock")} if running else set()
+        names = ("", "lock", "health", "health.part")
+        own = {root / name for root in self.work_dir.iterdir() for name in names} if running else set()
         return [path for path in self.work_dir.rglob("*") if path not in own]
+
+    def health(self) -> tuple[int, str]:
+        """What the image's HEALTHCHECK finds out: the exit code, and what it prints."""
+        done = subprocess.run(
+            [sys.executable, "-m", "hansard.health"],
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "src"), "WORK_DIR": str(self.work_dir)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.stderr == ""
+        return done.returncode, done.stdout
 
     def end(self) -> None:
         """Stop the worker as the platform would; fails where it does not stop or leaves a process behind."""

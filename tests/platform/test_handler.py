@@ -15,6 +15,7 @@ import soundfile
 
 from handler import Worker
 from hansard.audio.decode import decode
+from hansard.engine.host import EngineHost
 from hansard.errors import RequestError, SettingsError
 from hansard.request import OutputFormat, parse
 from hansard.settings import Settings
@@ -216,6 +217,15 @@ def test_what_a_caller_sent_cannot_swell_or_break_the_error(answer: Answer, fiel
     error = answer(**fields)["error"]
     assert len(error.encode()) < 10_000
     assert error.startswith("invalid_request: ")
+
+
+def test_a_job_that_fails_on_a_machine_that_became_unfit_asks_for_another(
+    answer: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDK turns refresh_worker into the platform's order to end this worker."""
+    assert "refresh_worker" not in answer(audio=7)
+    monkeypatch.setattr(EngineHost, "unfit", True)
+    assert answer(audio=7)["refresh_worker"] is True
 
 
 def test_a_worker_whose_defaults_no_job_could_use_does_not_start(tmp_path: Path) -> None:

@@ -11,12 +11,20 @@ import gzip
 import json
 import os
 import re
+import shutil
 import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from fake_platform import CHUNK_BYTES, FakePlatform, Post
+
+from hansard import manifest
+from hansard.hub import File
+from hansard.manifest import Manifest
+from hansard.settings import Settings
+from places import TINY
 
 if TYPE_CHECKING:
     from conftest import StartWorker, Worker
@@ -77,7 +85,53 @@ def test_a_gpu_does_not_draw_torch_into_the_process_that_polls(start_worker: Sta
         PATH=f"{tmp_path}:{os.environ['PATH']}", RUNPOD_SKIP_AUTO_SYSTEM_CHECKS=None, RUNPOD_SKIP_GPU_CHECK=None
     )
     worker.platform.wait_take(60)
-    assert "libtorch" not in Path(f"/proc/{worker.pid}/maps").read_text()
+    mapped = Path(f"/proc/{worker.pid}/maps").read_text()
+    assert "libpython" in mapped or "bin/python" in mapped
+    for library in ("libtorch", "libcuda", "libcublas", "ctranslate2"):
+        assert library not in mapped
+
+
+def _damaged_model(folder: Path) -> dict[str, str]:
+    """The environment of a worker whose default model was cut short after it had been fetched."""
+    shutil.copytree(TINY / "whisper-tiny-synthetic-ct2", folder / "own-whisper")
+    weights = folder / "own-whisper" / "model.bin"
+    whole = File("model.bin", "0" * 64, weights.stat().st_size)
+    manifest.write(folder / "own-whisper", Manifest("owner/own-whisper", "0" * 40, (whole,)))
+    os.truncate(weights, 1000)
+    return {"MODELS_DIR": str(folder), "DEFAULT_MODEL": "own-whisper"}
+
+
+UNFIT = {
+    "model out of reach": (
+        {"DEFAULT_MODEL": "large-v3", "HF_HUB_OFFLINE": "true"},
+        "model Systran/faster-whisper-large-v3 is not on this machine",
+    ),
+    "model damaged": (_damaged_model, "model own-whisper is damaged: model.bin"),
+    "no GPU": ({"DEVICE": "cuda", "DEFAULT_MODEL": "sphinx"}, "a GPU and CTranslate2 finds none; set DEVICE=cpu"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_an_unfit_worker_says_why_and_leaves(
+    case: str, start_worker: StartWorker, tmp_path: Path, short: bytes
+) -> None:
+    given, why = UNFIT[case]
+    env = given if isinstance(given, dict) else given(tmp_path)
+    if "DEVICE" in env and Settings().on_gpu:
+        pytest.skip("there is a GPU")
+    worker = start_worker(**env)
+    job_id = worker.platform.submit({"audio": worker.platform.serve("never.flac", short)})
+    assert worker.wait(60) == 1
+    (ping,) = worker.platform.pings
+    assert ping.query["status"] == "unhealthy"
+    assert ping.query["check"] == "fitness"
+    assert ping.query["reason"].startswith("UnfitError: unfit: ")
+    assert why in ping.query["reason"]
+    assert why in worker.log()
+    assert worker.platform.takes == []
+    assert worker.platform.posts(job_id) == []
+    assert worker.left_in_work_dir() == []
+    assert worker.health()[0] == 1
 
 
 def test_later_jobs_find_the_models_warm(worker: Worker, both_voices: bytes, short: bytes) -> None:
@@ -117,6 +171,37 @@ def test_success(platform: FakePlatform, finished: Post) -> None:
     _check_times(output)
     posts = platform.posts(finished.job_id)
     assert [post.is_final for post in posts].count(True) == 1  # one that came later would be a violation
+
+
+def test_wrong_settings_are_told_to_the_platform(start_worker: StartWorker) -> None:
+    worker = start_worker(DEFAULT_MODEL="larg-v3")
+    assert worker.wait(60) == 1
+    (ping,) = worker.platform.pings
+    assert (ping.query["status"], ping.query["check"]) == ("unhealthy", "settings")
+    assert "DEFAULT_MODEL: model 'larg-v3' is not known" in ping.query["reason"]
+    assert "DEFAULT_MODEL" in worker.output()
+    assert "Traceback" not in worker.output()
+    assert worker.platform.takes == []
+
+
+def test_sigterm_before_the_first_poll(start_worker: StartWorker) -> None:
+    """PID 1 of a container ignores a signal that has no handler, and the SDK's comes late."""
+    worker = start_worker()
+    end = time.monotonic() + 60
+    while not any(worker.work_dir.glob("*/health")) and time.monotonic() < end:  # the engine process was started
+        time.sleep(0.01)
+    worker.sigterm()
+    assert worker.wait(60) == 0
+    assert worker.platform.takes == []
+    assert worker.left_in_work_dir() == []
+
+
+def test_health_of_a_worker_that_answers(worker: Worker, finished: Post) -> None:
+    _output(finished)
+    end = time.monotonic() + FIRST_S
+    while worker.health()[0] != 0 and time.monotonic() < end:  # models that no job has needed may still be loading
+        time.sleep(0.2)
+    assert worker.health() == (0, "healthy: the engine is ready\n")
 
 
 def _check_times(output: dict[str, Any]) -> None:

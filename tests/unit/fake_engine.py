@@ -3,10 +3,11 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from hansard.engine import child
-from hansard.engine.wire import Ready
+from hansard.engine.wire import Fitness, Ready
 from hansard.errors import AudioError
 from hansard.pipeline import Job, Stock
 from hansard.settings import Settings
@@ -15,9 +16,46 @@ from hansard.transcript import Transcript
 
 
 def main(connection: Connection, settings: Settings) -> None:
-    """Life of the engine process, with nothing to load."""
+    """Life of the engine process, with nothing to check and nothing to load."""
+    _live(connection, settings, fit)
+
+
+def unfit_main(connection: Connection, settings: Settings) -> None:
+    """The same on a machine where two things are wrong."""
+    _live(connection, settings, unfit)
+
+
+def silent_main(connection: Connection, settings: Settings) -> None:
+    """The same where the check never ends."""
+    _live(connection, settings, lambda engine: None)
+
+
+def stillborn_main(connection: Connection, settings: Settings) -> None:
+    """A process that dies before it says anything."""
+    os._exit(5)
+
+
+def quick_main(connection: Connection, settings: Settings) -> None:
+    """As `main`, with a sign of life every few hundredths of a second."""
+    child.BEAT_S = 0.05
+    main(connection, settings)
+
+
+def fit(engine: child.Engine) -> None:
+    """A warm-up."""
+    engine.send(Fitness(()))
+    engine.send(Ready())
+
+
+def unfit(engine: child.Engine) -> None:
+    """A warm-up that nothing is expected of."""
+    engine.send(Fitness(("the first thing is wrong", "the second thing is wrong")))
+    engine.send(Ready())
+
+
+def _live(connection: Connection, settings: Settings, warm_up: Callable[[child.Engine], None]) -> None:
     child.run = obey
-    child.Engine.warm_up = lambda self: self.send(Ready())
+    child.Engine.warm_up = warm_up
     child.main(connection, settings)
 
 

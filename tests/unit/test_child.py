@@ -1,4 +1,4 @@
-"""The engine process where no other test comes: on a GPU that stopped answering."""
+"""The engine process where no other test comes: what it tells first, and a GPU that stopped answering."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from hansard.engine import child
 from hansard.engine.child import GPU_LOST, Engine
-from hansard.engine.wire import Failed, Spent
+from hansard.engine.wire import Failed, Fitness, Ready, Spent
 from hansard.pipeline import Job, Stock
 from hansard.plan import Plan
 from hansard.request import parse
@@ -44,3 +44,20 @@ def test_a_gpu_that_is_lost_is_asked_for_nothing_more(monkeypatch: pytest.Monkey
     assert isinstance(spent, Spent)
     assert isinstance(failed, Failed)
     assert failed.code == "engine_crashed"
+
+
+def test_fitness_is_told_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model may take minutes to load, or never end: the parent waits for the first message."""
+    engine: Any = Engine.__new__(Engine)
+    engine._outbox, engine._stock = queue.SimpleQueue(), Stock(Settings(default_model="sphinx"))
+    told_before_loading: list[Any] = []
+
+    def load(*_: object) -> None:
+        if not told_before_loading:
+            told_before_loading.append(pickle.loads(engine._outbox.get_nowait()))
+
+    monkeypatch.setattr(child, "problems", lambda settings: (f"{settings.default_model} is wrong",))
+    monkeypatch.setattr(engine, "_load", load)
+    engine.warm_up()
+    assert told_before_loading == [Fitness(("sphinx is wrong",))]
+    assert pickle.loads(engine._outbox.get_nowait()) == Ready()

@@ -2,11 +2,12 @@
 
 import asyncio
 import base64
+import contextlib
 import io
 import os
 import time
 import wave
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import fake_engine
@@ -14,9 +15,19 @@ import psutil
 import pytest
 import pytest_asyncio
 
+from hansard import health
 from hansard.engine import child
+from hansard.engine import host as parent
 from hansard.engine.host import EngineHost
-from hansard.errors import AudioError, CrashedError, EngineError, HansardError, OutOfMemoryError, RequestError
+from hansard.errors import (
+    AudioError,
+    CrashedError,
+    EngineError,
+    HansardError,
+    OutOfMemoryError,
+    RequestError,
+    UnfitError,
+)
 from hansard.plan import Choice, Plan
 from hansard.request import parse
 from hansard.settings import Settings
@@ -213,6 +224,52 @@ async def test_an_engine_that_lost_its_gpu_is_replaced(host: EngineHost) -> None
     with pytest.raises(CrashedError):
         await post(host, "gpu")
     assert (await post(host, "work 0")).model != before
+
+
+# Fitness
+
+
+@contextlib.contextmanager
+def host_of(main: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineHost]:
+    """A host of another kind of engine process."""
+    monkeypatch.setattr(child, "main", main)
+    made = EngineHost(Settings(work_dir=tmp_path, cancel_grace_s=PATIENCE_S))
+    made.start()
+    yield made
+    made.close()
+    assert engines() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_fit_machine_is_told_as_often_as_it_is_asked_for(host: EngineHost) -> None:
+    await host.fitness()
+    await host.fitness()
+    assert not host.unfit
+
+
+async def test_what_is_wrong_is_told_and_logged_and_the_jobs_decide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with host_of(fake_engine.unfit_main, tmp_path, monkeypatch) as host:
+        with pytest.raises(UnfitError, match=r"^unfit: the first thing is wrong; the second thing is wrong$"):
+            await host.fitness()
+        logged = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert logged == ["unfit: the first thing is wrong", "unfit: the second thing is wrong"]
+        assert host.unfit
+        assert health.problem(tmp_path) == "this machine cannot do the work; the worker's log says why"
+        assert (await post(host, "work 0")).language == "en"
+
+
+async def test_a_check_that_never_ends_is_unfit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parent, "FITNESS_S", 0.5)
+    with host_of(fake_engine.silent_main, tmp_path, monkeypatch) as host, pytest.raises(UnfitError, match="not answer"):
+        await host.fitness()
+
+
+async def test_a_process_that_dies_before_it_answers_is_unfit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    says = "died as it started: exit code 5"
+    with host_of(fake_engine.stillborn_main, tmp_path, monkeypatch) as host, pytest.raises(UnfitError, match=says):
+        await host.fitness()
 
 
 # Known voices

@@ -118,6 +118,7 @@ def test_the_device_can_be_chosen(device: str, on_gpu: bool) -> None:
 
 BAD = {
     "ALIGN_MODELS": ["fr=owner/name", "[]", "1"],
+    "MODELS_DIR": ["~nosuchuser/x"],
     "DEVICE": ["gpu", "cuda:0"],
     "COMPUTE_TYPE": ["half"],
     "VAD_METHOD": ["webrtc"],
@@ -242,7 +243,7 @@ def test_settings_cannot_be_changed() -> None:
 SRC = ROOT / "src"
 FOR_VENDORS = {
     "handler.py": {
-        "RUNPOD_WEBHOOK_POST_OUTPUT": "asks whether the SDK runs against a platform or in a local mode",
+        "RUNPOD_WEBHOOK_GET_JOB": "asks whether the SDK runs against a platform or in a local mode",
         "RUNPOD_LOG_LEVEL": "the SDK reads it when it is imported",
         "RUNPOD_SKIP_GPU_CHECK": "the SDK reads it when it starts",
     },

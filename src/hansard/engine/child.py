@@ -12,6 +12,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,7 +20,21 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 
 from hansard.diarizers import DIARIZERS
-from hansard.engine.wire import Cancel, Done, Failed, Leave, LogLine, Progress, Ready, Spent, ToChild, ToParent
+from hansard.engine.fitness import problems
+from hansard.engine.wire import (
+    Beat,
+    Cancel,
+    Done,
+    Failed,
+    Fitness,
+    Leave,
+    LogLine,
+    Progress,
+    Ready,
+    Spent,
+    ToChild,
+    ToParent,
+)
 from hansard.errors import CancelledError, CrashedError, HansardError, OutOfMemoryError
 from hansard.joblog import JOB_FIELD
 from hansard.models import Models
@@ -36,6 +51,7 @@ from hansard.vendors import give_back_memory, gpu_lost, no_room, without_frames
 log = logging.getLogger(__name__)
 
 GPU_LOST = 70  # exit code of a process whose GPU no longer answers it; the parent starts another
+BEAT_S = 5.0  # seconds from one sign of life to the next
 
 
 def main(connection: Connection, settings: Settings) -> None:
@@ -67,6 +83,7 @@ class Engine:
         threading.Thread(target=self._listen, daemon=True).start()
         self._sender = threading.Thread(target=self._deliver, daemon=True)
         self._sender.start()
+        threading.Thread(target=self._beat, daemon=True).start()
 
     def send(self, message: ToParent) -> None:
         """Hand a message to the parent; from any thread, and from anywhere a log line may be written."""
@@ -77,13 +94,22 @@ class Engine:
             while (message := self._outbox.get()) is not None:
                 self._connection.send_bytes(message)
 
+    def _beat(self) -> None:
+        while True:
+            self.send(Beat())
+            time.sleep(BEAT_S)
+
     @property
     def running(self) -> str | None:
         """The id of the job in hand."""
         return self._running
 
     def warm_up(self) -> None:
-        """Load the default backends side by side; a job that comes earlier waits only for those it needs."""
+        """Tell whether this machine is fit, then load the default backends side by side.
+
+        A job that comes earlier waits only for those it needs.
+        """
+        self.send(Fitness(problems(self._stock.settings)))
         with ThreadPoolExecutor(2) as pool:
             loading = ((TRANSCRIBERS, default_transcriber), (DIARIZERS, default_diarizer))
             for future in [pool.submit(self._load, *default) for default in loading]:

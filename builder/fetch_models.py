@@ -55,6 +55,7 @@ from hansard.transcript import Report  # noqa: E402
 
 SECRET = Path("/run/secrets/hf_token")  # where BuildKit mounts it
 LOCK, STAGE = ".lock", ".stage"  # in the folder to fill, while it is filled
+WIDEST = 1000  # columns, of the summary
 PIPELINE = "config.yaml"  # that a repository of a pyannote pipeline must have
 ANY_JOB = Request(audio="https://localhost/any", language="en")  # canary-1b-v2 takes none without a language
 
@@ -329,7 +330,7 @@ class Told:
             table.add_column(heading, no_wrap=True, justify="right" if heading in ("size", "files") else "left")
         for name, cells in self._rows.items():
             table.add_row(name, *cells)
-        Console(width=200, highlight=False, markup=False).print(table)
+        Console(width=WIDEST, highlight=False, markup=False).print(table)  # a narrower one would cut paths off
 
 
 if __name__ == "__main__":

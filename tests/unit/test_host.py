@@ -256,7 +256,8 @@ async def test_what_is_wrong_is_told_and_logged_and_the_jobs_decide(
         logged = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
         assert logged == ["unfit: the first thing is wrong", "unfit: the second thing is wrong"]
         assert host.unfit
-        assert health.problem(tmp_path) == "this machine cannot do the work; the worker's log says why"
+        told = "this machine cannot do the work; the worker's log says why"
+        await until(lambda: health.problem(tmp_path) == told)  # noted by the thread that reads, a moment later
         assert (await post(host, "work 0")).language == "en"
 
 

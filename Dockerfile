@@ -63,7 +63,10 @@ ARG DEFAULT_MODEL
 ARG DIARIZATION_MODEL
 ARG REQUIRE_ALL
 ARG REVISION=unknown
-RUN useradd --uid 1000 --create-home hansard
+# What the server keeps and downloads: a volume that is new takes its owner from here.
+RUN useradd --uid 1000 --create-home hansard \
+    && install --directory --owner hansard --group hansard \
+        /var/lib/hansard /home/hansard/.cache /home/hansard/.cache/huggingface
 COPY --from=models /models /models
 ENV DEFAULT_MODEL=${DEFAULT_MODEL} \
     DIARIZATION_MODEL=${DIARIZATION_MODEL} \
@@ -71,13 +74,16 @@ ENV DEFAULT_MODEL=${DEFAULT_MODEL} \
     LOG_FILE=/home/hansard/container_log.txt \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     NVIDIA_VISIBLE_DEVICES=all \
-    PYTHONPATH=/app/src
+    PYTHONPATH=/app/src \
+    STATE_DIR=/var/lib/hansard
 COPY test_input.json ./
 COPY src src
 USER 1000
 LABEL org.opencontainers.image.title="Hansard" \
-    org.opencontainers.image.description="Who said what, word for word: a RunPod serverless worker" \
+    org.opencontainers.image.description="Who said what, word for word: a RunPod serverless worker, or a server" \
     org.opencontainers.image.licenses="MIT" \
     org.opencontainers.image.revision="${REVISION}"
+# Of the server, the other command: docker run --publish 8000:8000 --env API_KEYS=... hansard:slim python -m hansard.server
+EXPOSE 8000
 HEALTHCHECK --interval=15s --timeout=10s --start-period=30m CMD ["python", "-m", "hansard.health"]
 CMD ["python", "-u", "src/handler.py"]

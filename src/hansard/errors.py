@@ -25,6 +25,12 @@
     │   ├── ModelMissingError   model_not_found      no such model, here, on the hub or behind the service
     │   └── HubError            hub_unreachable      the hub does not answer, or may not be asked
     ├── SettingsError           invalid_settings     a variable of the environment cannot be used
+    ├── AccessError             access_denied        the server does not know the caller's key
+    │   └── ForbiddenError      forbidden            it knows the key, but not for this
+    ├── RateError               rate_limited         more requests than RATE_LIMIT
+    │   └── QueueFullError      queue_full           more jobs wait than MAX_QUEUE
+    ├── JobMissingError         job_not_found        the server has no such job, or no longer
+    ├── JobUnfinishedError      job_not_finished     the job has no result yet
     ├── CancelledError          cancelled            the caller no longer wants the job
     └── ResultTooLargeError     result_too_large     the answer does not fit the platform's limit
 
@@ -142,6 +148,36 @@ class HubError(ModelError):
 
 class SettingsError(HansardError):
     code = "invalid_settings"
+
+
+class AccessError(HansardError):
+    code = "access_denied"
+
+
+class ForbiddenError(AccessError):
+    code = "forbidden"
+
+
+class RateError(HansardError):
+    """`retry_after_s` is in seconds; it does not survive the way as text."""
+
+    code = "rate_limited"
+
+    def __init__(self, sentence: str, retry_after_s: int = 30) -> None:
+        super().__init__(sentence)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFullError(RateError):
+    code = "queue_full"
+
+
+class JobMissingError(HansardError):
+    code = "job_not_found"
+
+
+class JobUnfinishedError(HansardError):
+    code = "job_not_finished"
 
 
 class CancelledError(HansardError):

@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -33,6 +33,15 @@ _PATTERNS = (
 )
 
 
+def redact(text: str, secrets: Iterable[str]) -> str:
+    """A text without these secrets, and without whatever looks like one: keys, tokens, the query of a URL."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    for pattern, instead in _PATTERNS:
+        text = pattern.sub(instead, text)
+    return text
+
+
 @dataclass(eq=False)
 class Tail:
     """The last lines of one running job, and what may not stand in any line while it runs."""
@@ -50,12 +59,8 @@ class _Formatter(logging.Formatter):
         self._log = log
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        for secret in [*self._log.secrets, *(secret for tail in self._log.tails for secret in tail.secrets)]:
-            text = text.replace(secret, "***")
-        for pattern, instead in _PATTERNS:
-            text = pattern.sub(instead, text)
-        return text
+        of_jobs = (secret for tail in self._log.tails for secret in tail.secrets)
+        return redact(super().format(record), [*self._log.secrets, *of_jobs])
 
 
 class _TailHandler(logging.Handler):

@@ -102,6 +102,13 @@ class Models:
             self._hub_for(name).check(name, holds)
         return folder
 
+    def size(self, name: str) -> int:
+        """Bytes of the files that `get` brings for a model that is not here, by one question to the hub.
+
+        Raises ModelError.
+        """
+        return sum(file.size for file in self._hub_for(name).files(name)[1])
+
     def _places(self, name: str) -> Iterator[Path | None]:
         """Where a model of this name would lie, best first."""
         settings = self.settings

@@ -116,19 +116,21 @@ def check_settings(settings: Settings) -> None:
 def default_transcriber(models: Models) -> Choice:
     """What transcribes a job that names no model. Raises RequestError."""
     settings = models.settings
-    return _transcriber(settings.default_model or (GPU_TRANSCRIBER if settings.on_gpu else CPU_TRANSCRIBER), models)
+    return transcriber_named(
+        settings.default_model or (GPU_TRANSCRIBER if settings.on_gpu else CPU_TRANSCRIBER), models
+    )
 
 
 def default_diarizer(models: Models) -> Choice:
     """What tells speakers apart. Raises RequestError."""
     settings = models.settings
-    return _diarizer(settings.diarization_model or (GPU_DIARIZER if settings.on_gpu else CPU_DIARIZER), models)
+    return diarizer_named(settings.diarization_model or (GPU_DIARIZER if settings.on_gpu else CPU_DIARIZER), models)
 
 
 def _transcriber_for(request: Request, models: Models) -> Choice | None:
     if request.task == "diarization":
         return None
-    return _transcriber(request.model, models) if request.model else default_transcriber(models)
+    return transcriber_named(request.model, models) if request.model else default_transcriber(models)
 
 
 def _diarizer_for(request: Request, models: Models) -> Choice:
@@ -136,13 +138,13 @@ def _diarizer_for(request: Request, models: Models) -> Choice:
     if request.task != "diarization" or request.model is None:
         return default_diarizer(models)
     if request.model in _names(DIARIZERS):
-        return _diarizer(request.model, models)
+        return diarizer_named(request.model, models)
     known = ", ".join(_names(DIARIZERS))
     raise _no_diarizer(request.model, known)
 
 
-def _transcriber(name: str, models: Models) -> Choice:
-    """A model on this machine goes first: a name may be that of a folder and of a service's model."""
+def transcriber_named(name: str, models: Models) -> Choice:
+    """What transcribes by the model of this name; one on this machine goes before a service's. Raises RequestError."""
     if models.kind(name) and (local := _taker(name, models)):
         return Choice(local, name)
     for backend, cls in TRANSCRIBERS.items():
@@ -164,7 +166,8 @@ def _taker(name: str, models: Models) -> str | None:
     return next((backend for backend, cls in TRANSCRIBERS.items() if cls.takes(name, models)), None)
 
 
-def _diarizer(name: str, models: Models) -> Choice:
+def diarizer_named(name: str, models: Models) -> Choice:
+    """What tells speakers apart by the model of this name. Raises RequestError."""
     for backend, cls in DIARIZERS.items():
         if name in cls.models:
             return Choice(backend, name)

@@ -51,7 +51,9 @@ class Settings(BaseSettings):
         Path("/runpod-volume/huggingface-cache/hub"), description="the platform's cache of hub models, only read"
     )
     hf_home: Path = Field(
-        Path("~/.cache/huggingface"), description="folder of the hub's own cache; downloads go to its `hub`"
+        Path("~/.cache/huggingface"),
+        validation_alias=AliasChoices("hf_home", "model_cache_dir"),
+        description="folder of the hub's own cache; downloads go to its `hub`",
     )
     hf_hub_offline: bool = Field(False, description="never ask the model hub")
     hf_endpoint: str = Field("https://huggingface.co", description="address of the model hub")
@@ -106,6 +108,46 @@ class Settings(BaseSettings):
     log_file: Path = Field(Path("container_log.txt"), description="the worker's log")
     log_file_mb: float = Field(10, gt=0, description="size at which the log is rotated, in MB; one old file is kept")
 
+    host_bind_address: str | None = Field(
+        None,
+        description="address the server listens on; unset: every one with API_KEYS or ALLOW_ANONYMOUS, else 127.0.0.1",
+    )
+    host_port: int = Field(8000, ge=0, le=65535, description="port the server listens on")
+    advertised_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="addresses under which callers reach the server, such as https://asr.example.com, separated by ','",
+    )
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (),
+        validation_alias=AliasChoices("api_keys", "openai_keys", "whisper_api_key"),
+        description="keys of the server's callers, separated by ','; also OPENAI_KEYS, WHISPER_API_KEY",
+    )
+    admin_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="keys that may also see and change models, separated by ','"
+    )
+    allow_anonymous: bool = Field(False, description="let a server without API_KEYS be reached from elsewhere")
+    allow_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="web pages whose scripts may call the server, as in https://app.example.com, separated by ','"
+    )
+    rate_limit: int = Field(0, ge=0, description="requests a minute of each key; 0 for any number")
+    state_dir: Path = Field(Path("~/.hansard"), description="where the server keeps jobs, results and uploads")
+    result_ttl_hours: float = Field(24, gt=0, description="hours for which the server keeps a finished job")
+    max_queue: int = Field(100, ge=1, description="jobs that may wait; more are refused")
+    model_aliases: Annotated[dict[str, str], NoDecode] = Field(
+        {}, description="JSON, a name that callers of the server give to a model's own name; empty: DEFAULT_MODEL"
+    )
+    lazy_load_models: bool = Field(False, description="let the server load models with the first job, not at its start")
+    model_idle_timeout: float = Field(
+        0, ge=0, description="seconds after which the server lets unused models go; 0: it keeps them"
+    )
+    webhook_secret: SecretStr | None = Field(None, description="key of the signature under the server's webhooks")
+    runpod_endpoint_id: str | None = Field(
+        None, description="RunPod endpoint that does the server's jobs; unset: this machine does"
+    )
+    runpod_api_key: SecretStr | None = Field(None, description="key for RUNPOD_ENDPOINT_ID; never logged")
+    runpod_endpoint_url: str = Field("https://api.runpod.ai/v2", description="address of RunPod's API (tests)")
+    log_json: bool = Field(False, description="write the server's log as JSON lines")
+
     @property
     def on_gpu(self) -> bool:
         """Do models run on a GPU? Judged by the driver's device files, so that nothing opens the GPU here."""
@@ -113,10 +155,11 @@ class Settings(BaseSettings):
 
     def secrets(self) -> tuple[str, ...]:
         """Values that no log and no answer may hold."""
-        keys = [key.get_secret_value().strip() for key in (self.hf_token, self.voxtral_api_key) if key]
+        given = (self.hf_token, self.voxtral_api_key, self.webhook_secret, self.runpod_api_key)
+        keys = [key.get_secret_value().strip() for key in (*given, *self.api_keys, *self.admin_keys) if key]
         return tuple(key for key in keys if key)
 
-    @field_validator("hf_home", "models_dir", "cached_models_dir", "work_dir")
+    @field_validator("hf_home", "models_dir", "cached_models_dir", "work_dir", "state_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         """Where it is now: NeMo changes the working directory of its process while it loads a model."""
@@ -125,7 +168,12 @@ class Settings(BaseSettings):
         except RuntimeError:
             raise ValueError("the home folder that ~ stands for is not known; write the whole path") from None
 
-    @field_validator("align_models", mode="before")
+    @field_validator("api_keys", "admin_keys", "advertised_hosts", "allow_origins", mode="before")
+    @classmethod
+    def _split_list(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("align_models", "model_aliases", mode="before")
     @classmethod
     def _read_json(cls, value: object) -> object:
         try:

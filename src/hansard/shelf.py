@@ -1,11 +1,15 @@
-"""Models kept warm between jobs: each is loaded once, whoever asks first, and let go when another needs the room."""
+"""Models kept warm between jobs: each is loaded once, whoever asks first, and let go when another needs the room.
+
+Whoever owns the shelf may have them let go before: one by its name, or those that no job used for a while.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from hansard.models import Models
@@ -42,10 +46,16 @@ class _Loading:
 
 
 class Shelf:
-    """The backends of this process; safe to use from several threads."""
+    """The backends of this process; safe to use from several threads.
 
-    def __init__(self) -> None:
+    `changed` is called whenever a model begins to be loaded, is there, could not be had, or is gone.
+    """
+
+    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
+        self._changed = changed
         self._held: dict[Key, Any] = {}  # the one used longest ago comes first
+        self._used: dict[Key, float] = {}  # of those held: when a job last had one, in seconds of the monotonic clock
+        self._coming: set[Key] = set()  # those that are being loaded
         self._loading: dict[Key, _Loading] = {}
         self._needed: set[Key] = set()
         self._lock = threading.Lock()
@@ -54,6 +64,16 @@ class Shelf:
         """A new job: what the one before needed may go when room is needed."""
         with self._lock:
             self._needed.clear()
+
+    def end(self) -> None:
+        """The job is over: what it needed was in use until now."""
+        with self._lock:
+            self._used |= dict.fromkeys(self._needed & self._held.keys(), time.monotonic())
+
+    def contents(self) -> tuple[tuple[Key, ...], tuple[Key, ...]]:
+        """What is held, and what is being loaded."""
+        with self._lock:
+            return tuple(self._held), tuple(self._coming)
 
     def get(self, backend: Callable[[str, Models], B], model: str, models: Models) -> B:
         """The one instance of a backend with this model, loaded now if it is not there.
@@ -70,9 +90,11 @@ class Shelf:
             models.report(loading.fraction)
         try:
             if key not in self._held:
-                loaded = self._load(key, lambda: backend(model, models.also_telling(loading.note)))
-                with self._lock:
-                    self._held[key] = loaded
+                with self._announced(key):
+                    loaded = self._load(key, lambda: backend(model, models.also_telling(loading.note)))
+                    with self._lock:
+                        self._held[key] = loaded
+                        self._used[key] = time.monotonic()
                 self.make_room(MOST)
             with self._lock:
                 held: B = self._held[key]
@@ -80,6 +102,19 @@ class Shelf:
             return held
         finally:
             loading.lock.release()
+
+    @contextmanager
+    def _announced(self, key: Key) -> Iterator[None]:
+        """While a model is being loaded."""
+        with self._lock:
+            self._coming.add(key)
+        self._changed()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._coming.discard(key)
+            self._changed()
 
     def _load(self, key: Key, load: Callable[[], B]) -> B:
         begin = time.perf_counter()
@@ -105,20 +140,50 @@ class Shelf:
         """Let go of what the job in hand has not asked for until `most` models are held; was there any?"""
         with self._lock:
             idle = [key for key in self._held if key not in self._needed][: max(0, len(self._held) - most)]
-            gone = {key: self._held.pop(key) for key in idle}
+            gone = self._taken(idle)
+        return self._close_all(gone, "to make room")
+
+    def let_go(self, backend: Callable[[str, Models], Closable], model: str) -> None:
+        """Let go of one model, if it is held; one that is being loaded is waited for. No job may be using it."""
+        key = (backend, model)
+        with self._lock:
+            loading = self._loading.setdefault(key, _Loading())
+        with loading.lock:
+            with self._lock:
+                gone = self._taken([key])
+            self._close_all(gone, "as was asked for")
+
+    def let_go_unused(self, seconds: float) -> None:
+        """Let go of what no job has used for so long. No job may be running."""
+        before = time.monotonic() - seconds
+        with self._lock:
+            gone = self._taken([key for key, used in self._used.items() if used <= before])
+        self._close_all(gone, "since no job uses it")
+
+    def _taken(self, keys: Iterable[Key]) -> dict[Key, Any]:
+        """Take models off the shelf; the lock is held."""
+        gone = {key: self._held.pop(key) for key in keys if key in self._held}
+        for key in gone:
+            del self._used[key]
+        return gone
+
+    def _close_all(self, gone: dict[Key, Any], why: str) -> bool:
+        """Close what was taken off the shelf, and empty the dict; was there any?"""
+        if not gone:
+            return False
         while gone:
             key, held = gone.popitem()
-            log.info("letting %s go to make room", _name(key))
+            log.info("letting %s go %s", _name(key), why)
             _close(key, held)
             del held
-        if idle:
-            give_back_memory()  # which takes a second where large libraries are loaded
-        return bool(idle)
+        give_back_memory()  # which takes a second where large libraries are loaded
+        self._changed()
+        return True
 
     def close(self) -> None:
         """Close every backend."""
         with self._lock:
-            held, self._held = self._held, {}
+            held = self._taken(list(self._held))
         for key, backend in held.items():
             _close(key, backend)
 

@@ -8,7 +8,8 @@ from multiprocessing.connection import Connection
 
 from hansard.engine import child
 from hansard.engine.wire import Fitness, Ready
-from hansard.errors import AudioError
+from hansard.errors import AudioError, ModelError
+from hansard.models import Models
 from hansard.pipeline import Job, Stock
 from hansard.settings import Settings
 from hansard.stages import StageReport
@@ -51,6 +52,28 @@ def unfit(engine: child.Engine) -> None:
     """A warm-up that nothing is expected of."""
     engine.send(Fitness(("the first thing is wrong", "the second thing is wrong")))
     engine.send(Ready())
+
+
+class Model:
+    """A backend: `absent` cannot be had, `deadly` ends the process, `odd` raises what nobody foresaw."""
+
+    def __init__(self, model: str, models: Models) -> None:
+        if model == "absent":
+            raise ModelError("this model cannot be had")
+        if model == "deadly":
+            os._exit(4)
+        if model == "odd":
+            raise ValueError("/a/path/of/the/machine")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def stocked_main(connection: Connection, settings: Settings) -> None:
+    """As `main`, with a backend `fake` to load."""
+    child._backends = lambda: {"fake": Model}
+    child.IDLE_LOOK_S = 0.05
+    main(connection, settings)
 
 
 def _live(connection: Connection, settings: Settings, warm_up: Callable[[child.Engine], None]) -> None:

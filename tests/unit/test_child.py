@@ -29,11 +29,11 @@ def test_a_gpu_that_is_lost_is_asked_for_nothing_more(monkeypatch: pytest.Monkey
         raise SystemExit(code)
 
     engine: Any = Engine.__new__(Engine)  # without its pipe and its threads
-    engine._jobs, engine._outbox, engine._cancelled = queue.SimpleQueue(), queue.SimpleQueue(), set()
+    engine._work, engine._outbox, engine._cancelled = queue.SimpleQueue(), queue.SimpleQueue(), set()
     engine._stock, engine._running, engine._gpu_lost = Stock(Settings()), None, False
     engine._sender = threading.Thread(target=lambda: None)
     engine._sender.start()
-    engine._jobs.put(Job("a", parse({"audio": "data:,"}), Plan(None), Path("a.wav"), Path()))
+    engine._work.put(Job("a", parse({"audio": "data:,"}), Plan(None), Path("a.wav"), Path()))
     monkeypatch.setattr(child, "run", lose)
     monkeypatch.setattr(child, "give_back_memory", lambda: pytest.fail("the GPU was asked for memory"))
     monkeypatch.setattr(child.os, "_exit", leave)
@@ -61,3 +61,12 @@ def test_fitness_is_told_before_anything_is_loaded(monkeypatch: pytest.MonkeyPat
     engine.warm_up()
     assert told_before_loading == [Fitness(("sphinx is wrong",))]
     assert pickle.loads(engine._outbox.get_nowait()) == Ready()
+
+
+def test_with_lazy_models_nothing_is_loaded_before_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine: Any = Engine.__new__(Engine)
+    engine._outbox, engine._stock = queue.SimpleQueue(), Stock(Settings(default_model="sphinx", lazy_load_models=True))
+    monkeypatch.setattr(child, "problems", lambda settings: ())
+    monkeypatch.setattr(engine, "_load", lambda *_: pytest.fail("a model was loaded"))
+    engine.warm_up()
+    assert [pickle.loads(engine._outbox.get_nowait()) for _ in range(2)] == [Fitness(()), Ready()]

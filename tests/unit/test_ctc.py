@@ -507,7 +507,7 @@ def bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[str, bytes]
         **{**little._params, "aux_num_out": len(real.get_labels()) + 3}
     ).state_dict()
     torch.save(weights, tmp_path / "weights")
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     return real._path, (tmp_path / "weights").read_bytes()
 
 

@@ -24,6 +24,7 @@ from hansard.errors import (
     CrashedError,
     EngineError,
     HansardError,
+    ModelError,
     OutOfMemoryError,
     RequestError,
     UnfitError,
@@ -230,10 +231,12 @@ async def test_an_engine_that_lost_its_gpu_is_replaced(host: EngineHost) -> None
 
 
 @contextlib.contextmanager
-def host_of(main: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineHost]:
+def host_of(
+    main: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **given: float
+) -> Iterator[EngineHost]:
     """A host of another kind of engine process."""
     monkeypatch.setattr(child, "main", main)
-    made = EngineHost(Settings(work_dir=tmp_path, cancel_grace_s=PATIENCE_S))
+    made = EngineHost(Settings(work_dir=tmp_path, cancel_grace_s=PATIENCE_S, **given))
     made.start()
     yield made
     made.close()
@@ -309,3 +312,75 @@ async def test_a_bad_sample_is_an_error_that_names_it(host: EngineHost) -> None:
         with pytest.raises(kind, match=r"^[a-z_]+: speaker sample 'Bob': ") as failed:
             await with_samples(host, {"name": "Eve", "audio": recording()}, {"name": "Bob", **sample})
         assert failed.value.code == code
+
+
+# Models that are asked for by name
+
+ONE, TWO = Choice("fake", "one"), Choice("fake", "two")
+
+
+@pytest.fixture
+def stocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineHost]:
+    with host_of(fake_engine.stocked_main, tmp_path, monkeypatch) as made:
+        yield made
+
+
+async def test_models_are_loaded_and_let_go(stocked: EngineHost) -> None:
+    told: list[int] = []
+    stocked.on_change(lambda: told.append(len(stocked.warm.ready)))
+    for choice in (ONE, TWO, ONE):
+        await stocked.load(choice)
+    await until(lambda: set(stocked.warm.ready) == {ONE, TWO} and not stocked.warm.loading)
+    await stocked.unload(ONE)
+    await until(lambda: stocked.warm.ready == (TWO,))
+    await stocked.unload(ONE)
+    assert set(told) == {0, 1, 2}
+    assert (await post(stocked, "work 0")).language == "en"
+
+
+async def test_a_model_that_cannot_be_loaded_costs_nothing_else(stocked: EngineHost) -> None:
+    await stocked.load(ONE)
+    with pytest.raises(ModelError, match="cannot be had"):
+        await stocked.load(Choice("fake", "absent"))
+    with pytest.raises(HansardError, match="log has the details") as failed:
+        await stocked.load(Choice("fake", "odd"))
+    assert "/a/path" not in str(failed.value)
+    await until(lambda: not stocked.warm.loading)
+    assert stocked.warm.ready == (ONE,)
+
+
+async def test_a_model_that_kills_the_process_is_told_and_the_next_process_holds_nothing(stocked: EngineHost) -> None:
+    await stocked.load(ONE)
+    await until(lambda: stocked.warm.ready == (ONE,))
+    with pytest.raises(CrashedError, match="exit code 4"):
+        await stocked.load(Choice("fake", "deadly"))
+    assert stocked.warm.ready == ()
+    await stocked.load(TWO)
+    assert len(engines()) == 1
+
+
+async def test_a_load_waits_for_the_job_in_hand_and_leaves_it_alone(stocked: EngineHost) -> None:
+    states: list[str] = []
+    job = await started(stocked, "work 50", states=states)
+    load = asyncio.create_task(stocked.load(ONE))
+    await still_works(states)
+    assert not load.done()
+    await cancelled(job)
+    await load
+
+
+async def test_nothing_is_started_to_let_a_model_go(tmp_path: Path) -> None:
+    host = EngineHost(Settings(work_dir=tmp_path))
+    await host.unload(ONE)
+    assert (host.state, host.warm.ready, engines()) == ("down", (), [])
+    host.close()
+
+
+async def test_models_that_no_job_uses_are_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with host_of(fake_engine.stocked_main, tmp_path, monkeypatch, model_idle_timeout=0.2) as host:
+        process = (await post(host, "work 0")).model
+        held: list[int] = []
+        host.on_change(lambda: held.append(len(host.warm.ready)))
+        await host.load(ONE)
+        await until(lambda: 1 in held and held[-1] == 0)
+        assert (await post(host, "work 0")).model == process, "only the models went"

@@ -50,6 +50,29 @@ GIVEN: dict[str, tuple[str, str, Any]] = {
     "log_tail_lines": ("LOG_TAIL_LINES", "0", 0),
     "log_file": ("LOG_FILE", "/var/log/x.txt", Path("/var/log/x.txt")),
     "log_file_mb": ("LOG_FILE_MB", "1.5", 1.5),
+    "host_bind_address": ("HOST_BIND_ADDRESS", "0.0.0.0", "0.0.0.0"),
+    "host_port": ("HOST_PORT", "80", 80),
+    "advertised_hosts": ("ADVERTISED_HOSTS", "https://a.example, b.example", ("https://a.example", "b.example")),
+    "api_keys": ("API_KEYS", "key-one, key-two,", (SecretStr("key-one"), SecretStr("key-two"))),
+    "admin_keys": ("ADMIN_KEYS", "key-three", (SecretStr("key-three"),)),
+    "allow_anonymous": ("ALLOW_ANONYMOUS", "true", True),
+    "allow_origins": (
+        "ALLOW_ORIGINS",
+        "https://a.example,https://b.example",
+        ("https://a.example", "https://b.example"),
+    ),
+    "rate_limit": ("RATE_LIMIT", "60", 60),
+    "state_dir": ("STATE_DIR", "~/s", Path("~/s").expanduser()),
+    "result_ttl_hours": ("RESULT_TTL_HOURS", "0.5", 0.5),
+    "max_queue": ("MAX_QUEUE", "7", 7),
+    "model_aliases": ("MODEL_ALIASES", '{"whisper-1": "turbo"}', {"whisper-1": "turbo"}),
+    "lazy_load_models": ("LAZY_LOAD_MODELS", "true", True),
+    "model_idle_timeout": ("MODEL_IDLE_TIMEOUT", "600", 600.0),
+    "webhook_secret": ("WEBHOOK_SECRET", "secret-abcdefgh", SecretStr("secret-abcdefgh")),
+    "runpod_endpoint_id": ("RUNPOD_ENDPOINT_ID", "abc123", "abc123"),
+    "runpod_api_key": ("RUNPOD_API_KEY", "rpa_abcdefgh", SecretStr("rpa_abcdefgh")),
+    "runpod_endpoint_url": ("RUNPOD_ENDPOINT_URL", "http://127.0.0.1:1/v2", "http://127.0.0.1:1/v2"),
+    "log_json": ("LOG_JSON", "true", True),
 }
 """Of each field its variable, a text for it that is not its default, and what that text means."""
 
@@ -246,6 +269,10 @@ FOR_VENDORS = {
         "RUNPOD_WEBHOOK_GET_JOB": "asks whether the SDK runs against a platform or in a local mode",
         "RUNPOD_LOG_LEVEL": "the SDK reads it when it is imported",
         "RUNPOD_SKIP_GPU_CHECK": "the SDK reads it when it starts",
+    },
+    "hansard/aligners/bundles.py": {
+        "TORCH_HOME": "torch.hub reads it: where its cache is, for a process without torch",
+        "XDG_CACHE_HOME": "the same",
     },
     "hansard/vendors.py": {"PYANNOTE_METRICS_ENABLED": "pyannote reads it when it is imported"},
 }

@@ -268,3 +268,72 @@ def test_what_was_loaded_before_memory_ran_out_is_gone_when_it_is_tried_again(to
     shelf.begin()
     get(shelf, Big)
     assert len(alive) == 2
+
+
+# Let go by name, or for want of use
+
+
+def test_one_is_let_go_by_its_name_and_loaded_anew() -> None:
+    told: list[tuple[int, int]] = []
+    shelf = Shelf(lambda: told.append(tuple(len(keys) for keys in shelf.contents())))  # type: ignore[arg-type]
+    wanted = backend()
+    first, other = get(shelf, wanted), get(shelf, wanted, "other")
+    shelf.let_go(wanted, "tiny")
+    shelf.let_go(wanted, "tiny")
+    assert (first.closed, other.closed) == (True, False)
+    assert told == [(0, 1), (1, 0), (1, 1), (2, 0), (1, 0)], "what is held, and what is being loaded"
+    assert get(shelf, wanted) is not first
+
+
+def test_letting_go_waits_for_what_is_being_loaded() -> None:
+    shelf, begun, over = Shelf(), threading.Event(), threading.Event()
+
+    class Slow(Backend):
+        made: ClassVar[list[Backend]] = []
+
+        def __init__(self, model: str, models: object) -> None:
+            begun.set()
+            assert over.wait(PATIENCE_S)
+            super().__init__(model, models)
+
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(get, shelf, Slow)
+        assert begun.wait(PATIENCE_S)
+        gone = pool.submit(shelf.let_go, Slow, "tiny")
+        assert shelf.contents() == ((), ((Slow, "tiny"),))
+        assert not gone.done()
+        over.set()
+        gone.result(PATIENCE_S)
+    assert slow.result().closed
+    assert shelf.contents() == ((), ())
+
+
+def test_what_no_job_used_for_a_while_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("hansard.shelf.time.monotonic", lambda: now)
+    shelf, wanted = Shelf(), backend()
+    old, used = get(shelf, wanted, "old"), get(shelf, wanted, "used")
+    shelf.begin()
+    get(shelf, wanted, "used")
+    now = 200.0  # the job took long
+    shelf.end()
+    now = 210.0
+    shelf.let_go_unused(60.0)
+    assert (old.closed, used.closed) == (True, False)
+    now = 260.0
+    shelf.let_go_unused(60.0)
+    assert used.closed
+
+
+def test_one_that_could_not_be_loaded_is_not_told_as_coming() -> None:
+    shelf = Shelf()
+
+    class Missing(Backend):
+        made: ClassVar[list[Backend]] = []
+
+        def __init__(self, model: str, models: object) -> None:
+            raise EngineMissingError("none")
+
+    with pytest.raises(EngineMissingError):
+        get(shelf, Missing)
+    assert shelf.contents() == ((), ())

@@ -20,9 +20,20 @@ PIECE = 1 << 20  # bytes, at most
 FOLDER = "torchaudio"  # under MODELS_DIR
 PREFIX = "tmp"  # of the folder of a download, which only a killed process leaves behind
 
+FILES = {
+    "WAV2VEC2_ASR_BASE_960H": "wav2vec2_fairseq_base_ls960_asr_ls960.pth",
+    "VOXPOPULI_ASR_BASE_10K_DE": "wav2vec2_voxpopuli_base_10k_asr_de.pt",
+    "VOXPOPULI_ASR_BASE_10K_ES": "wav2vec2_voxpopuli_base_10k_asr_es.pt",
+    "VOXPOPULI_ASR_BASE_10K_FR": "wav2vec2_voxpopuli_base_10k_asr_fr.pt",
+    "VOXPOPULI_ASR_BASE_10K_IT": "wav2vec2_voxpopuli_base_10k_asr_it.pt",
+}
+"""The bundles of WhisperX's table and their files, for processes that must not import torch; a test compares them."""
+
 
 def is_bundle(name: str) -> bool:
     """Is this the name of one of torchaudio's bundles?"""
+    if name in FILES:
+        return True
     import torchaudio
 
     return name in torchaudio.pipelines.__all__
@@ -34,9 +45,8 @@ def folder(name: str, language: str, models: Models) -> Path:
     Raises HubError where it cannot be had, and whatever `models.report` raises.
     """
     file, cache = file_of(name), _cache()
-    for place in (models.settings.models_dir / FOLDER, cache):
-        if (place / file).is_file():
-            return place
+    if place := find(name, models):
+        return place.parent
     how = f"put {file} into the folder torchaudio of MODELS_DIR, or name another aligner with ALIGN_MODELS"
     if models.settings.hf_hub_offline:
         raise HubError(f"the aligner of language {language} is not on this machine and HF_HUB_OFFLINE is set: {how}")
@@ -48,6 +58,12 @@ def folder(name: str, language: str, models: Models) -> Path:
     return cache
 
 
+def find(name: str, models: Models) -> Path | None:
+    """A bundle's file on this machine, or None."""
+    places = (models.settings.models_dir / FOLDER, _cache())
+    return next((file for place in places if (file := place / file_of(name)).is_file()), None)
+
+
 def forget(name: str) -> None:
     """Delete a bundle's file that was downloaded and cannot be loaded; do nothing for other models."""
     if is_bundle(name):
@@ -56,16 +72,17 @@ def forget(name: str) -> None:
 
 def file_of(name: str) -> str:
     """The name of a bundle's file."""
+    if name in FILES:
+        return FILES[name]
     import torchaudio
 
     return str(getattr(torchaudio.pipelines, name)._path)
 
 
 def _cache() -> Path:
-    """Where torch.hub keeps what it downloads."""
-    import torch
-
-    return Path(torch.hub.get_dir()) / "checkpoints"
+    """Where torch.hub keeps what it downloads, by torch's own variables: a process without torch asks, too."""
+    home = os.environ.get("TORCH_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch")
+    return Path(home).expanduser() / "hub" / "checkpoints"
 
 
 def download(name: str, target: Path, report: Report) -> None:

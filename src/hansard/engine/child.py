@@ -19,6 +19,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 
+from hansard.aligners import ALIGNERS
 from hansard.diarizers import DIARIZERS
 from hansard.engine.fitness import problems
 from hansard.engine.wire import (
@@ -28,12 +29,16 @@ from hansard.engine.wire import (
     Failed,
     Fitness,
     Leave,
+    Load,
     LogLine,
     Progress,
     Ready,
+    Settled,
     Spent,
     ToChild,
     ToParent,
+    Unload,
+    Warm,
 )
 from hansard.errors import CancelledError, CrashedError, HansardError, OutOfMemoryError
 from hansard.joblog import JOB_FIELD
@@ -42,7 +47,7 @@ from hansard.orphan import leave_with
 from hansard.pipeline import Job, Stock, run
 from hansard.plan import Choice, default_diarizer, default_transcriber
 from hansard.settings import Settings
-from hansard.shelf import Closable
+from hansard.shelf import Closable, Shelf
 from hansard.stages import StageReport
 from hansard.transcribers import TRANSCRIBERS
 from hansard.transcript import Transcript
@@ -52,6 +57,7 @@ log = logging.getLogger(__name__)
 
 GPU_LOST = 70  # exit code of a process whose GPU no longer answers it; the parent starts another
 BEAT_S = 5.0  # seconds from one sign of life to the next
+IDLE_LOOK_S = 5.0  # between two looks for models that no job uses, at most
 
 
 def main(connection: Connection, settings: Settings) -> None:
@@ -66,16 +72,22 @@ def main(connection: Connection, settings: Settings) -> None:
     engine.serve()
 
 
+def _backends() -> dict[str, Callable[[str, Models], Closable]]:
+    """Every backend by its name in its table; no two tables share one."""
+    return {**TRANSCRIBERS, **DIARIZERS, **ALIGNERS}
+
+
 class Engine:
-    """One pipe, one shelf of models, one job at a time."""
+    """One pipe, one shelf of models, one thing at a time: a job, or the loading or unloading of a model."""
 
     def __init__(self, connection: Connection, settings: Settings) -> None:
         self._connection = connection
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Job | Load | Unload | None] = queue.SimpleQueue()
         self._cancelled: set[str] = set()
         self._running: str | None = None
-        self._stock = Stock(settings)
+        self._telling = threading.Lock()
+        self._stock = Stock(settings, Shelf(self._tell_warm))
         self._gpu_lost = False
         root = logging.getLogger()
         root.handlers[:] = [_ToParent(self)]
@@ -94,6 +106,15 @@ class Engine:
             while (message := self._outbox.get()) is not None:
                 self._connection.send_bytes(message)
 
+    def _tell_warm(self) -> None:
+        """Say which models there are; one after the other, so that the newest is told last."""
+        names = {backend: name for name, backend in _backends().items()}
+        with self._telling:
+            ready, loading = (
+                tuple(Choice(names[backend], model) for backend, model in keys) for keys in self._stock.shelf.contents()
+            )
+            self.send(Warm(ready, loading))
+
     def _beat(self) -> None:
         while True:
             self.send(Beat())
@@ -105,17 +126,21 @@ class Engine:
         return self._running
 
     def warm_up(self) -> None:
-        """Tell whether this machine is fit, then load the default backends side by side.
+        """Tell whether this machine is fit, then load the default backends side by side, unless LAZY_LOAD_MODELS.
 
         A job that comes earlier waits only for those it needs.
         """
         self.send(Fitness(problems(self._stock.settings)))
+        if not self._stock.settings.lazy_load_models:
+            self._load_defaults()
+        self.send(Ready())
+
+    def _load_defaults(self) -> None:
         with ThreadPoolExecutor(2) as pool:
             loading = ((TRANSCRIBERS, default_transcriber), (DIARIZERS, default_diarizer))
             for future in [pool.submit(self._load, *default) for default in loading]:
                 if error := future.exception():
                     log.warning("a default model could not be loaded: %s", error, extra={JOB_FIELD: None})
-        self.send(Ready())
 
     def _load(
         self, table: Mapping[str, Callable[[str, Models], Closable]], default: Callable[[Models], Choice]
@@ -125,11 +150,13 @@ class Engine:
         self._stock.shelf.get(table[chosen.backend], chosen.model, models)
 
     def serve(self) -> None:
-        """Run jobs until the parent says to leave, or is gone."""
-        while job := self._jobs.get():
-            self._running = job.id
-            answer = self._run(job)
-            if isinstance(answer, Failed) and not self._gpu_lost:  # which would refuse to give anything back
+        """Do what the parent says until that is to leave, or the parent is gone."""
+        while work := self._next():
+            if isinstance(work, Job):
+                self._running = work.id
+            answer = self._run(work) if isinstance(work, Job) else self._obey(work)
+            self._stock.shelf.end()
+            if not (isinstance(answer, Done) or self._gpu_lost):  # which would refuse to give anything back
                 give_back_memory()  # the error's traceback holds the decoded recording, which is gigabytes of disk
             if self._gpu_lost:
                 self.send(Spent())  # first, so that the job after this one goes to another process
@@ -144,6 +171,30 @@ class Engine:
         if self._gpu_lost:
             os._exit(GPU_LOST)
 
+    def _next(self) -> Job | Load | Unload | None:
+        """What to do next; while there is nothing, models that no job uses are let go."""
+        idle = self._stock.settings.model_idle_timeout
+        while True:
+            try:
+                return self._work.get(timeout=min(idle, IDLE_LOOK_S) if idle else None)
+            except queue.Empty:
+                self._stock.shelf.let_go_unused(idle)
+
+    def _obey(self, order: Load | Unload) -> Settled:
+        """Load or unload a model, as a job of its own: whatever others needed may go to make room."""
+        shelf, backend, model = self._stock.shelf, _backends()[order.choice.backend], order.choice.model
+        shelf.begin()
+        try:
+            if isinstance(order, Load):
+                shelf.get(backend, model, Models(self._stock.settings))
+            else:
+                shelf.let_go(backend, model)
+        except Exception as error:
+            self._gpu_lost = gpu_lost(error)
+            told = _of_a_model(error)
+            return Settled(order.id, told.code, told.sentence)
+        return Settled(order.id)
+
     def _listen(self) -> None:
         try:
             while True:
@@ -151,17 +202,19 @@ class Engine:
                 match message:
                     case Job():
                         self._cancelled.discard(message.id)  # of an earlier job of this id
-                        self._jobs.put(message)
+                        self._work.put(message)
+                    case Load() | Unload():
+                        self._work.put(message)
                     case Cancel(job):
                         self._cancelled.add(job)
                         if job != self._running:  # still waiting: it stops at its first report, but is told now
                             self.send(Failed(job, CancelledError.code, "the job was cancelled"))
                     case Leave():
-                        self._jobs.put(None)
+                        self._work.put(None)
         except Exception as end:  # the pipe's end, or bytes that make no message: either way it is over
             if not isinstance(end, EOFError | OSError):
                 log.exception("the parent could not be understood")
-            self._jobs.put(None)
+            self._work.put(None)
 
     def _run(self, job: Job) -> Done | Failed:
         def report(stage: str, fraction: float) -> None:
@@ -201,6 +254,18 @@ def _as_ours(error: Exception, job_id: str) -> HansardError:
     if gpu_lost(error):
         return CrashedError("the GPU stopped answering in mid-job; the engine is started again, send the job again")
     return HansardError(f"the engine failed on this job; the worker's log has the details under job {job_id}")
+
+
+def _of_a_model(error: Exception) -> HansardError:
+    """The same for an error with which a model could not be loaded."""
+    if isinstance(error, HansardError):
+        return error
+    log.error("a model could not be loaded", exc_info=error)
+    if no_room(error):
+        return OutOfMemoryError("there is not enough memory for this model; take a smaller one or a larger machine")
+    if gpu_lost(error):
+        return CrashedError("the GPU stopped answering; the engine is started again, load the model again")
+    return HansardError("the model could not be loaded; the server's log has the details")
 
 
 class _ToParent(logging.Handler):

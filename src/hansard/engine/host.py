@@ -24,6 +24,7 @@ from pathlib import Path
 from hansard import health
 from hansard.audio.fetch import fetch
 from hansard.engine import child
+from hansard.engine.orders import Orders
 from hansard.engine.wire import (
     Beat,
     Cancel,
@@ -31,17 +32,21 @@ from hansard.engine.wire import (
     Failed,
     Fitness,
     Leave,
+    Load,
     LogLine,
     Progress,
     Ready,
+    Settled,
     Spent,
     ToChild,
     ToParent,
+    Unload,
+    Warm,
 )
 from hansard.errors import AudioError, CancelledError, CrashedError, EngineError, RequestError, UnfitError, from_code
 from hansard.joblog import JOB_FIELD
 from hansard.pipeline import Job
-from hansard.plan import Plan
+from hansard.plan import Choice, Plan
 from hansard.request import Request
 from hansard.settings import Settings
 from hansard.speakers.enrol import blamed
@@ -75,6 +80,8 @@ class EngineHost:
         self._lock = threading.RLock()  # held for whatever looks at the process and acts on what it saw
         self._process: _EngineProcess | None = None
         self._closing = False
+        self._orders = Orders()
+        self._on_change: Callable[[], None] = lambda: None
 
     def start(self) -> _EngineProcess:
         """The engine process, started if none lives; it warms up while the caller goes on."""
@@ -105,6 +112,36 @@ class EngineHost:
         process = self._process
         return process is not None and process.unfit
 
+    @property
+    def state(self) -> health.State:
+        """How the engine process is: `down` where none runs, until the next job starts one."""
+        process = self._process
+        if process is None:
+            return "down"
+        return "unfit" if process.unfit else "ready" if process.ready else "starting"
+
+    @property
+    def warm(self) -> Warm:
+        """The models that the engine process holds or is loading; none where no process runs."""
+        process = self._process
+        return process.warm if process else Warm()
+
+    def on_change(self, hook: Callable[[], None]) -> None:
+        """Have `hook` called, from any thread, when `warm` or `state` may have changed; the last hook given counts."""
+        self._on_change = hook
+
+    async def load(self, choice: Choice) -> None:
+        """Have the engine process load a model once it has done what came before; return when it is there.
+
+        No job is disturbed: a running one is waited for, and the next one waits. Raises ModelError, EngineError.
+        """
+        await self._orders.give(self.start(), Load, choice)
+
+    async def unload(self, choice: Choice) -> None:
+        """The same for letting a model go; a process is not started for that. Raises EngineError."""
+        if process := self._process:
+            await self._orders.give(process, Unload, choice)
+
     def close(self) -> None:
         """Let the engine process go and remove every job's folder."""
         with self._lock:
@@ -114,17 +151,21 @@ class EngineHost:
             process.leave()
         self._workspace.close()
 
-    async def transcribe(self, job_id: str, request: Request, plan: Plan, report: StageReport) -> Transcript:
+    async def transcribe(
+        self, job_id: str, request: Request, plan: Plan, report: StageReport, recording: Path | None = None
+    ) -> Transcript:
         """One checked job from its source to its transcript; its files are gone afterwards.
 
-        `report` is called from other threads. Raises AudioError, EngineError; cancelling the task stops the job in
-        earnest: what does not stop by itself within CANCEL_GRACE_S is killed.
+        A `recording` that came as a file is used in place of `request.audio` and stays the caller's. `report` is
+        called from other threads. Raises AudioError, EngineError; cancelling the task stops the job in earnest: what
+        does not stop by itself within CANCEL_GRACE_S is killed.
         """
         self.start()
         with self._workspace.job(job_id) as folder:
             begin = time.perf_counter()
             samples = await self._fetch_samples(request, plan, folder)
-            audio = await self._fetch(request.audio, folder, report)
+            audio = recording or await self._fetch(request.audio, folder, report)
+            report("fetch", 1.0)  # also where there was nothing to fetch
             fetched = {"fetch": round(time.perf_counter() - begin, 3)}
             light = request.model_copy(update={"audio": audio.name, "speaker_samples": []})  # sound crosses as files
             job = Job(job_id, light, plan, audio, folder, samples)
@@ -210,6 +251,11 @@ class EngineHost:
                     log.error("unfit: %s", problem)
                 process.fitness.set_result(problems)
                 self._note(process)
+            case Warm():
+                process.warm = message
+                self._on_change()
+            case Settled():
+                self._orders.settle(message)
             case Beat() | Ready():
                 self._note(process)
             case LogLine(job, level, name, text):
@@ -237,12 +283,14 @@ class EngineHost:
         for pending in list(self._pending.values()):
             if pending.process is process and not pending.answer.done():
                 pending.answer.set_exception(CrashedError(f"the engine process died in mid-job: {process.death}"))
+        self._orders.fail(process, f"the engine process died: {process.end}; ask again, or take a smaller model")
+        self._on_change()
 
     def _note(self, process: _EngineProcess) -> None:
         """Note how a process is that has just given a sign of life."""
         with self._lock:
             if process is self._process:
-                self._tell_health("unfit" if process.unfit else "ready" if process.ready else "starting")
+                self._tell_health(self.state)
 
     def _tell_health(self, state: health.State) -> None:
         """Note how the engine is, for `hansard.health`; the lock is held."""
@@ -277,6 +325,7 @@ class _EngineProcess:
         self._receive = receive
         self._on_death = died
         self.ready = False
+        self.warm = Warm()
         self.fitness: Future[tuple[str, ...]] = Future()
         self.fitness.set_running_or_notify_cancel()  # whoever gives up waiting for it does not cancel it
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -291,11 +340,12 @@ class _EngineProcess:
     def death(self) -> str:
         """How the process ended, and what to do about it."""
         if self._process.exitcode == -signal.SIGKILL:
-            return f"{self._end}; send a shorter recording or use a larger machine"
-        return f"{self._end}; send the job again"
+            return f"{self.end}; send a shorter recording or use a larger machine"
+        return f"{self.end}; send the job again"
 
     @property
-    def _end(self) -> str:
+    def end(self) -> str:
+        """How the process ended."""
         code = self._process.exitcode
         if code == -signal.SIGKILL:
             return "it was killed, often for want of memory"
@@ -342,5 +392,5 @@ class _EngineProcess:
         self._process.join()
         self._connection.close()
         if not self.fitness.done():
-            self.fitness.set_result((f"the engine process died as it started: {self._end}; the worker's log says why",))
+            self.fitness.set_result((f"the engine process died as it started: {self.end}; the worker's log says why",))
         self._on_death(self)

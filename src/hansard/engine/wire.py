@@ -1,6 +1,7 @@
 """What crosses between the parent and the engine process, pickled over one pipe in each direction.
 
-Parent to child: `Job`, `Cancel`, `Leave`; the pipe's end means "leave" too. Child to parent: the rest.
+Parent to child: `Job`, `Cancel`, `Load`, `Unload`, `Leave`; the pipe's end means "leave" too. Child to parent: the
+rest.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hansard.pipeline import Job
+from hansard.plan import Choice
 from hansard.transcript import Transcript
 
 
@@ -16,6 +18,22 @@ class Cancel:
     """The caller no longer wants this job."""
 
     job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Load a model, after the jobs that came before; `Settled` answers."""
+
+    id: str
+    choice: Choice
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Let a model go, after the jobs that came before; `Settled` answers."""
+
+    id: str
+    choice: Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +94,24 @@ class Failed:
     sentence: str
 
 
-ToChild = Job | Cancel | Leave
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A `Load` or `Unload` is done, or failed: then with an error of the tree, as plain text."""
+
+    id: str
+    code: str | None = None
+    sentence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """The models that this process holds, and those that it is loading; sent whenever that has changed."""
+
+    ready: tuple[Choice, ...] = ()
+    loading: tuple[Choice, ...] = ()
+
+
+ToChild = Job | Cancel | Load | Unload | Leave
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,4 +119,4 @@ class Spent:
     """This process takes no further job, since its GPU does not answer it any more; it ends when it has said so."""
 
 
-ToParent = Fitness | Beat | Ready | Spent | Progress | LogLine | Done | Failed
+ToParent = Fitness | Beat | Ready | Spent | Progress | LogLine | Done | Failed | Settled | Warm

@@ -1,0 +1,135 @@
+"""OpenAI's audio endpoints, for any client of theirs: transcriptions, translations, models; diarization beside.
+
+A synchronous caller is kept waiting as `waiting` says. Which fields there are says `openai_form`, what comes back
+`openai_answers`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path, Request, Response
+
+from hansard.server import asking, openai_form, openai_models
+from hansard.server.access import Caller, caller
+from hansard.server.answer_models import (
+    Diarization,
+    DiarizedTranscription,
+    ModelItem,
+    ModelList,
+    Transcription,
+    VerboseTranscription,
+    stream,
+)
+from hansard.server.job import Submission
+from hansard.server.jobs import JobCore
+from hansard.server.openai_answers import respond
+from hansard.server.openai_form import DIARIZATION, TRANSCRIPTION, TRANSLATION, Ask, Endpoint
+from hansard.server.uploads import Form, receive
+from hansard.server.waiting import Awaited, Kind, Manner, digest, rhythm
+from hansard.settings import Settings
+
+router = APIRouter(tags=["openai"])
+
+Who = Annotated[Caller, Depends(caller)]
+
+CAPTIONS = ("text/plain", "text/vtt", "application/x-subrip")
+
+Transcribed = Transcription | VerboseTranscription | DiarizedTranscription
+Translated = Transcription | VerboseTranscription
+
+
+def _documented(endpoint: Endpoint, example: dict[str, Any], answer: Any, *others: str) -> dict[str, Any]:
+    """What OpenAPI tells of an endpoint: its body with a file or with a URL, its answer in JSON and its other kinds."""
+    told: dict[str, Any] = {kind: {"schema": {"type": "string"}} for kind in others}
+    told |= stream() if "stream" in endpoint.properties else {}
+    return {
+        "openapi_extra": {
+            "requestBody": asking.bodies(endpoint.properties | asking.task_schema(*endpoint.tasks), example)
+        },
+        "responses": {200: {"model": answer, "description": "In the asked response_format", "content": told}},
+        "response_class": Response,
+    }
+
+
+@router.post(
+    "/v1/audio/transcriptions",
+    summary="Transcribe a recording",
+    **_documented(
+        TRANSCRIPTION,
+        {"model": "whisper-1", "response_format": "diarized_json"},
+        Transcribed,
+        *CAPTIONS,
+    ),
+)
+async def transcriptions(http: Request, who: Who) -> Response:
+    """The words of a recording, with speakers where asked, in any of OpenAI's response formats or as a stream."""
+    return await _answer(http, who, TRANSCRIPTION)
+
+
+@router.post(
+    "/v1/audio/translations",
+    summary="Translate a recording",
+    **_documented(TRANSLATION, {"model": "whisper-1"}, Translated, *CAPTIONS),
+)
+async def translations(http: Request, who: Who) -> Response:
+    """The words of a recording in English, or where the model can in `target_language`."""
+    return await _answer(http, who, TRANSLATION)
+
+
+@router.post(
+    "/v1/audio/diarization",
+    summary="Tell who speaks when",
+    **_documented(DIARIZATION, {"num_speakers": 2}, Diarization, "text/plain"),
+)
+async def diarization(http: Request, who: Who) -> Response:
+    """Who speaks when, as JSON or RTTM."""
+    return await _answer(http, who, DIARIZATION)
+
+
+@router.get("/v1/models", summary="List the models", response_model=ModelList, response_model_exclude_none=True)
+async def models(http: Request, who: Who) -> dict[str, Any]:
+    """Every model name that is known here, with the aliases."""
+    return {"object": "list", "data": await asyncio.to_thread(openai_models.listed, http.app.state.settings)}
+
+
+@router.get(
+    "/v1/models/{name:path}",
+    summary="Look up a model",
+    response_model=ModelItem,
+    response_model_exclude_none=True,
+)
+async def model(http: Request, who: Who, name: Annotated[str, Path(description="its id")]) -> dict[str, Any]:
+    """One of the names that are known here."""
+    return await asyncio.to_thread(openai_models.item, name, http.app.state.settings)
+
+
+async def _answer(http: Request, who: Caller, endpoint: Endpoint) -> Response:
+    """Take a request in, make it a job, and wait for that in the caller's place."""
+    core: JobCore = http.app.state.core
+    settings: Settings = http.app.state.settings
+    form = await receive(http, core, settings)
+    try:
+        ask, submission = await asyncio.to_thread(_asked, form, who, endpoint, settings)  # voices may be megabytes
+        if submission.recording:
+            form.take("file")
+    finally:
+        form.discard()
+    job = await core.submit(submission)
+    return Awaited(core, job, _manner(ask), rhythm(http.headers), settings)
+
+
+def _asked(form: Form, who: Caller, endpoint: Endpoint, settings: Settings) -> tuple[Ask, Submission]:
+    """What a form asks for. Raises RequestError."""
+    upload = asking.only_file(form, "file")
+    given = openai_form.values(form.fields, endpoint) if form.json is None else form.json
+    ask = openai_form.read(given, upload, endpoint, settings)
+    same = digest(who.owner, upload.sha256 if upload else "", ask.request)
+    recording = upload.path if upload else None
+    return ask, Submission(ask.request, recording, who.owner, same, awaited=True)
+
+
+def _manner(ask: Ask) -> Manner:
+    kind: Kind = "events" if ask.stream else "exact" if ask.format in openai_form.TEXTS else "json"
+    return Manner(lambda transcript: respond(ask, transcript), kind)

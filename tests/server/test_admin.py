@@ -18,7 +18,8 @@ from hansard.engine.wire import Warm
 from hansard.errors import HansardError, ModelError
 from hansard.plan import Choice, Plan
 from hansard.request import Request
-from hansard.server import admin, stockroom
+from hansard.server.admin import routes as admin
+from hansard.server.admin import stockroom
 from hansard.server.runners import LocalRunner
 from hansard.settings import Settings
 from hansard.stages import StageReport

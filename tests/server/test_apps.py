@@ -14,7 +14,7 @@ from fake_runner import FakeRunner, Play
 
 from hansard import __version__
 from hansard.errors import AudioError
-from hansard.server import asr, pcm
+from hansard.server.apps import asr, pcm
 from hansard.transcript import SAMPLE_RATE, Transcript
 
 if TYPE_CHECKING:

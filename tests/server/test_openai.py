@@ -19,7 +19,8 @@ from conftest import Serve, Server
 from hansard import render
 from hansard.errors import CrashedError, NotAudioError, TokenMissingError
 from hansard.request import parse
-from hansard.server import jobs, openai_models
+from hansard.server import jobs
+from hansard.server.openai import models as openai_models
 from hansard.server.runners import LocalRunner
 from hansard.server.waiting import Rhythm, digest, rhythm
 from hansard.settings import Settings

@@ -10,8 +10,8 @@ from fake_runner import TRANSCRIPT
 
 from hansard import render
 from hansard.request import parse
-from hansard.server.openai_answers import letters, plain, respond
-from hansard.server.openai_form import Ask
+from hansard.server.openai.answers import letters, plain, respond
+from hansard.server.openai.form import Ask
 from hansard.transcript import Segment, Transcript
 
 REQUEST = parse({"audio": "upload"})

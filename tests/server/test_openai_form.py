@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from hansard.errors import RequestError, UnsupportedError
-from hansard.server import openai_form
 from hansard.server.multipart import Upload
-from hansard.server.openai_form import DIARIZATION, TRANSCRIPTION, TRANSLATION, Ask, Endpoint
+from hansard.server.openai import form as openai_form
+from hansard.server.openai.form import DIARIZATION, TRANSCRIPTION, TRANSLATION, Ask, Endpoint
 from hansard.settings import Settings
 
 SOUND = Upload(Path("sound"), "a.wav", 3, "0" * 64)

@@ -23,8 +23,8 @@ from hansard.request import parse
 from hansard.server import answer_models
 from hansard.server.app import ROUTERS, create_app
 from hansard.server.job_views import answer
-from hansard.server.openai_answers import respond
-from hansard.server.openai_form import DIARIZATION, TRANSCRIPTION, TRANSLATION, Ask, Endpoint, read
+from hansard.server.openai.answers import respond
+from hansard.server.openai.form import DIARIZATION, TRANSCRIPTION, TRANSLATION, Ask, Endpoint, read
 from hansard.server.webhooks import Webhooks
 from hansard.settings import Settings
 

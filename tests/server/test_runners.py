@@ -42,10 +42,12 @@ from hansard.errors import (
 )
 from hansard.plan import STAGES
 from hansard.request import parse
-from hansard.server import runners, runpod_inline, runpod_runner
+from hansard.server import runners
 from hansard.server.runners import LocalRunner, Runner
-from hansard.server.runpod_answers import failure, job_input, transcript
-from hansard.server.runpod_runner import RunPodRunner
+from hansard.server.runpod import inline as runpod_inline
+from hansard.server.runpod import runner as runpod_runner
+from hansard.server.runpod.answers import failure, job_input, transcript
+from hansard.server.runpod.runner import RunPodRunner
 from hansard.settings import Settings
 from hansard.transcript import SAMPLE_RATE, Transcript
 

@@ -13,13 +13,18 @@ from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from hansard import __version__
-from hansard.server import admin, apps, asr, health, metrics, native, openai, problems, runpod_door
+from hansard.server import health, metrics, native, problems
 from hansard.server.access import Gate
+from hansard.server.admin import routes as admin
+from hansard.server.admin.stockroom import Stockroom
+from hansard.server.apps import asr
+from hansard.server.apps import routes as apps
 from hansard.server.jobs import JobCore
 from hansard.server.metrics import Metrics
+from hansard.server.openai import routes as openai
 from hansard.server.requests import Requests
 from hansard.server.runners import Runner, choose
-from hansard.server.stockroom import Stockroom
+from hansard.server.runpod import routes as runpod_door
 from hansard.server.webhooks import Webhooks
 from hansard.settings import Settings
 

@@ -11,7 +11,7 @@ from typing import Any
 from hansard.errors import RequestError
 from hansard.request import ALIASES, Request, json_schema, parse
 from hansard.server.form_values import inlined, typed
-from hansard.server.openai_models import own_name
+from hansard.server.openai.models import own_name
 from hansard.server.uploads import Form, Upload
 from hansard.server.waiting import digest
 from hansard.settings import Settings

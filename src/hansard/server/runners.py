@@ -49,7 +49,7 @@ def choose(settings: Settings) -> Runner:
     """The workers of RUNPOD_ENDPOINT_ID where it is set, else this machine's engine. Raises SettingsError."""
     if settings.runpod_endpoint_id is None:
         return LocalRunner(settings)
-    from hansard.server.runpod_runner import RunPodRunner
+    from hansard.server.runpod.runner import RunPodRunner
 
     return RunPodRunner(settings)
 

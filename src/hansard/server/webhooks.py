@@ -33,7 +33,7 @@ from hansard.retries import passes
 from hansard.server.job import Job
 from hansard.server.job_views import answer, view
 from hansard.server.jobs import JobCore
-from hansard.server.runpod_views import status
+from hansard.server.runpod.views import status
 from hansard.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from hansard.errors import RequestError, UnsupportedError
 from hansard.request import ALIASES, SETTINGS_NOT_FIELDS, Language, Request, parse
 from hansard.server import asking
 from hansard.server.form_values import inlined, typed
-from hansard.server.openai_models import DIARIZING, own_name
+from hansard.server.openai.models import DIARIZING, own_name
 from hansard.server.uploads import Upload
 from hansard.settings import Settings
 

@@ -17,7 +17,9 @@ from sse_starlette import EventSourceResponse
 
 from hansard import __version__
 from hansard.server.access import admin
-from hansard.server.admin_models import (
+from hansard.server.admin.machine import machine, versions
+from hansard.server.admin.stockroom import Stockroom
+from hansard.server.admin.views import (
     AdminStatus,
     EndpointView,
     EngineView,
@@ -27,8 +29,6 @@ from hansard.server.admin_models import (
 )
 from hansard.server.answer_models import stream
 from hansard.server.jobs import JobCore
-from hansard.server.machine import machine, versions
-from hansard.server.stockroom import Stockroom
 from hansard.settings import Settings
 
 router = APIRouter(prefix="/api/admin", tags=["admin"], dependencies=[Depends(admin)])

@@ -20,7 +20,7 @@ from urllib.parse import quote
 from fastapi import Response
 
 from hansard import render
-from hansard.server.openai_form import TEXTS, Ask
+from hansard.server.openai.form import TEXTS, Ask
 from hansard.server.waiting import HEADERS
 from hansard.transcript import Transcript
 

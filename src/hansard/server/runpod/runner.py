@@ -36,8 +36,8 @@ from hansard.errors import (
 from hansard.plan import Choice, Plan
 from hansard.request import Request
 from hansard.retries import passes
-from hansard.server.runpod_answers import LONGEST, failure, job_input, transcript
-from hansard.server.runpod_inline import LIMIT, inline
+from hansard.server.runpod.answers import LONGEST, failure, job_input, transcript
+from hansard.server.runpod.inline import LIMIT, inline
 from hansard.settings import Settings
 from hansard.stages import StageReport
 from hansard.transcript import Transcript

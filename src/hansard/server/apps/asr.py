@@ -20,12 +20,13 @@ from pydantic import BaseModel, Field
 
 from hansard import __version__
 from hansard.errors import RequestError, UnsupportedError
-from hansard.server import asking, pcm
+from hansard.server import asking
 from hansard.server.access import Caller
-from hansard.server.apps import Heard, Who, submission_of, wait_for
+from hansard.server.apps import pcm
+from hansard.server.apps.routes import Heard, Who, submission_of, wait_for
 from hansard.server.job import Submission
 from hansard.server.job_views import answer, written
-from hansard.server.openai_answers import plain
+from hansard.server.openai.answers import plain
 from hansard.server.uploads import Form, Upload, receive
 from hansard.settings import Settings
 from hansard.transcript import Transcript

@@ -20,7 +20,7 @@ from hansard.server import asking
 from hansard.server.job import Job, Submission
 from hansard.server.jobs import JobCore
 from hansard.server.native import Core, JobId, Who, checked_webhook
-from hansard.server.runpod_views import RunStatus, status, status_of
+from hansard.server.runpod.views import RunStatus, status, status_of
 from hansard.server.uploads import Form, receive
 from hansard.settings import Settings
 

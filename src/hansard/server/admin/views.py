@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from hansard.health import State as EngineState
-from hansard.server.inventory import Kind
+from hansard.server.admin.inventory import Kind
 
 ModelState = Literal["missing", "downloading", "cached", "loading", "ready", "failed"]
 

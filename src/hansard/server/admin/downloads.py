@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hansard.aligners import bundles
 from hansard.errors import CancelledError
 from hansard.models import Models
-from hansard.server.inventory import Entry, missing
+from hansard.server.admin.inventory import Entry, missing
 from hansard.settings import Settings
 
 WINDOW_S = 10.0  # over which the speed is measured

@@ -20,10 +20,10 @@ from typing import Literal
 from hansard.engine.host import EngineHost
 from hansard.errors import CancelledError, HansardError, RequestError, UnsupportedError
 from hansard.models import Models
-from hansard.server.admin_models import DownloadView, ModelState, ModelView
-from hansard.server.downloads import Download
-from hansard.server.inventory import Entry, Found, entries, entry_named, look
-from hansard.server.machine import memory_total
+from hansard.server.admin.downloads import Download
+from hansard.server.admin.inventory import Entry, Found, entries, entry_named, look
+from hansard.server.admin.machine import memory_total
+from hansard.server.admin.views import DownloadView, ModelState, ModelView
 from hansard.server.runners import LocalRunner, Runner
 from hansard.settings import Settings
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 
-from hansard.server import asking, openai_form, openai_models
+from hansard.server import asking
 from hansard.server.access import Caller, caller
 from hansard.server.answer_models import (
     Diarization,
@@ -24,8 +24,10 @@ from hansard.server.answer_models import (
 )
 from hansard.server.job import Submission
 from hansard.server.jobs import JobCore
-from hansard.server.openai_answers import respond
-from hansard.server.openai_form import DIARIZATION, TRANSCRIPTION, TRANSLATION, Ask, Endpoint
+from hansard.server.openai import form as openai_form
+from hansard.server.openai import models as openai_models
+from hansard.server.openai.answers import respond
+from hansard.server.openai.form import DIARIZATION, TRANSCRIPTION, TRANSLATION, Ask, Endpoint
 from hansard.server.uploads import Form, receive
 from hansard.server.waiting import Awaited, Kind, Manner, digest, rhythm
 from hansard.settings import Settings

@@ -22,7 +22,7 @@ from hansard.server import asking
 from hansard.server.access import Caller, caller
 from hansard.server.job import Submission
 from hansard.server.job_views import answer
-from hansard.server.openai_answers import plain
+from hansard.server.openai.answers import plain
 from hansard.server.uploads import Form, Upload, receive
 from hansard.server.waiting import Awaited, Kind, Manner, digest, rhythm
 from hansard.settings import Settings

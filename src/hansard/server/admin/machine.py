@@ -12,7 +12,7 @@ import psutil
 
 from hansard import __version__
 from hansard.errors import EngineMissingError
-from hansard.server.admin_models import DiskView, GpuView, MachineView
+from hansard.server.admin.views import DiskView, GpuView, MachineView
 from hansard.server.gpus import gpus
 from hansard.settings import Settings
 from hansard.vendors import packaged

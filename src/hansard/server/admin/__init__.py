@@ -1,0 +1,1 @@
+"""For operators: what this server is and does, and its models."""

@@ -1,0 +1,1 @@
+"""Endpoints of apps that were written for other servers."""

@@ -35,6 +35,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from hansard import plan  # noqa: E402 - after src is on the path
 from hansard.aligners import bundles  # noqa: E402
+from hansard.aligners.table import aligner_of  # noqa: E402
 from hansard.diarizers import DIARIZERS, layout  # noqa: E402
 from hansard.diarizers.pyannote import Pyannote  # noqa: E402
 from hansard.errors import (  # noqa: E402
@@ -186,9 +187,7 @@ def _wanted(name: str, settings: Settings) -> Wanted:
 
 def _aligner(language: str, settings: Settings) -> Wanted:
     """The aligner of a language. Raises UnsupportedError for a language without one, ModelError for a wrong folder."""
-    from hansard.aligners.acoustic import model_name
-
-    name = model_name(language, settings)
+    name = aligner_of(language, settings)
     if bundles.is_bundle(name):
         return Wanted(name, bundle=True)
     if Models.is_repository(name):

@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -121,6 +122,8 @@ def test_sizes(slim: Image, whisper: Image, say: Say) -> None:
             size, _, command = line.partition("\t")
             if size != "0B":
                 say(f"  {size:>8}  {command[:100]}")
+            if "COPY src" in command:
+                assert re.fullmatch(r"[\d.]+k?B", size), "the layer of the code holds more than the code"
 
 
 # The token

@@ -11,7 +11,7 @@ import pytest
 from fake_runner import FakeRunner, Play
 
 from hansard.errors import AudioError
-from hansard.server import native
+from hansard.server import native, waiting
 from hansard.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def test_events_tell_of_the_queue_and_keep_the_connection(
 ) -> None:
     """A job that waits hears nothing from the engine: its place is looked at, and comments go out in between."""
     monkeypatch.setattr(native, "LOOK_S", 0.02)
-    monkeypatch.setattr(native, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(waiting, "HEARTBEAT_S", 0.02)
     gates = [runner.gated(), runner.gated()]
     sent(server)
     sent(server, language="en")

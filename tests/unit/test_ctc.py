@@ -22,8 +22,9 @@ from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureEx
 from whisperx.alignment import DEFAULT_ALIGN_MODELS_HF, DEFAULT_ALIGN_MODELS_TORCH, align, load_align_model
 
 from hansard.aligners import bundles, ctc
-from hansard.aligners.acoustic import WILDCARD, Acoustic, Vocabulary, model_name
+from hansard.aligners.acoustic import WILDCARD, Acoustic, Vocabulary
 from hansard.aligners.ctc import Ctc
+from hansard.aligners.table import aligner_of
 from hansard.errors import CancelledError, HubError, ModelError, OutOfMemoryError, UnsupportedError
 from hansard.models import Models
 from hansard.settings import Settings
@@ -442,7 +443,7 @@ def test_whisperx_knows_the_languages_that_are_promised() -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES_OF_WHISPERX)
 def test_every_language_of_whisperx_has_a_repository_or_a_bundle(language: str) -> None:
-    name = model_name(language, Settings())
+    name = aligner_of(language, Settings())
     bundle = getattr(torchaudio.pipelines, name, None)
     assert name.count("/") == 1 if bundle is None else (bundle._path.endswith((".pt", ".pth")) and bundle.get_labels())
 

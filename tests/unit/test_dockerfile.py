@@ -14,7 +14,7 @@ from typing import Any
 import hcl2
 import pytest
 
-from hansard.aligners.acoustic import model_name
+from hansard.aligners.table import aligner_of
 from hansard.diarizers import DIARIZERS
 from hansard.settings import Settings
 from hansard.transcribers import TRANSCRIBERS
@@ -106,7 +106,7 @@ def test_a_build_names_what_there_is(target: str) -> None:
     assert {args["DEFAULT_MODEL"], *args["MORE_MODELS"].split()} - {""} <= transcribers
     assert args["DIARIZATION_MODEL"] in diarizers | {""}
     for language in args["LANGUAGES"].split():
-        assert model_name(language, Settings())
+        assert aligner_of(language, Settings())
     assert all((ROOT / lock).is_file() for lock in args["MORE_LOCKS"].split())
 
 

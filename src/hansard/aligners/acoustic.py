@@ -12,9 +12,9 @@ import unicodedata
 from typing import Any
 
 from hansard.aligners import bundles
-from hansard.errors import ModelError, OutOfMemoryError, UnsupportedError
+from hansard.aligners.table import aligner_of
+from hansard.errors import ModelError, OutOfMemoryError
 from hansard.models import Models
-from hansard.settings import Settings
 from hansard.transcript import Float32
 from hansard.vendors import gpu_lost, no_room, quiet
 
@@ -63,7 +63,7 @@ class Acoustic:
         from transformers import Wav2Vec2FeatureExtractor
         from whisperx.alignment import load_align_model
 
-        name = model_name(language, models.settings)
+        name = aligner_of(language, models.settings)
         folder, weights = name, None
         if bundles.is_bundle(name):
             weights = str(bundles.folder(name, language, models))
@@ -130,16 +130,3 @@ class Acoustic:
         with torch.inference_mode(), torch.autocast(self._device, torch.float16, enabled=self._half):
             output = self._model(batch)
         return (output[0] if isinstance(output, tuple) else output.logits).float()
-
-
-def model_name(language: str, settings: Settings) -> str:
-    """The hub id, folder or torchaudio bundle that aligns a language: ALIGN_MODELS, else WhisperX's table.
-
-    Raises UnsupportedError for a language that is in neither.
-    """
-    from whisperx.alignment import DEFAULT_ALIGN_MODELS_HF, DEFAULT_ALIGN_MODELS_TORCH
-
-    known: dict[str, str] = {**DEFAULT_ALIGN_MODELS_HF, **DEFAULT_ALIGN_MODELS_TORCH, **settings.align_models}
-    if language not in known:
-        raise UnsupportedError(f"there is no aligner for language {language}; name one with ALIGN_MODELS")
-    return known[language]

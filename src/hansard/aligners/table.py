@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from functools import cache
 
+from hansard.errors import UnsupportedError
 from hansard.settings import Settings
 from hansard.vendors import packaged
 
@@ -14,9 +15,17 @@ TABLES = ("DEFAULT_ALIGN_MODELS_HF", "DEFAULT_ALIGN_MODELS_TORCH")
 def aligners(settings: Settings) -> dict[str, str]:
     """The hub id, folder or torchaudio bundle of each language: ALIGN_MODELS, else WhisperX's.
 
-    As `acoustic.model_name` tells in the engine process. Raises EngineMissingError without WhisperX.
+    Raises EngineMissingError without WhisperX.
     """
     return {**_of_whisperx(), **settings.align_models}
+
+
+def aligner_of(language: str, settings: Settings) -> str:
+    """The one of a language. Raises UnsupportedError for a language that has none, EngineMissingError."""
+    known = aligners(settings)
+    if language not in known:
+        raise UnsupportedError(f"there is no aligner for language {language}; name one with ALIGN_MODELS")
+    return known[language]
 
 
 @cache

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from hansard.health import State
-from hansard.server.jobs import JobCore
+from hansard.server.context import Core, Given
 from hansard.server.runners import LocalRunner, Runner
 from hansard.settings import Settings
 
@@ -49,10 +49,8 @@ async def healthz() -> Alive:
     summary="Can a job be sent here now?",
     responses={503: {"model": Readiness, "description": "Send work elsewhere for now"}},
 )
-async def readyz(request: Request, response: Response) -> Readiness:
+async def readyz(request: Request, response: Response, core: Core, settings: Given) -> Readiness:
     """The engine is ready and the queue has room: send work here; 503 where it does not."""
-    core: JobCore = request.app.state.core
-    settings: Settings = request.app.state.settings
     problem = _engine_problem(request.app.state.runner, settings)
     if problem is None and core.waiting >= settings.max_queue:
         problem = "the queue is full"

@@ -53,7 +53,7 @@ def view(core: JobCore, job: Job) -> JobView:
         percent=job.percent,
         eta_s=None if eta is None else round(eta, 1),
         position=core.position(job.id),
-        error=JobError(code=job.error[0], message=job.error[1]) if job.error and job.is_final else None,
+        error=JobError(code=job.error[0], message=job.error[1]) if job.error else None,
         metadata=job.submission.metadata,
     )
 

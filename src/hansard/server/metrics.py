@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from hansard.server.access import caller
+from hansard.server.context import Core
 from hansard.server.gpus import Gpu, gpus
 from hansard.server.job import Job
 from hansard.server.jobs import JobCore
@@ -111,8 +112,8 @@ class Metrics:
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-async def metrics(request: Request) -> Response:
+async def metrics(request: Request, core: Core) -> Response:
     """Jobs, stages, sound, the queue, requests, errors, GPUs; with API_KEYS Prometheus needs one of them."""
     told: Metrics = request.app.state.metrics
     seen = await asyncio.to_thread(gpus)
-    return Response(told.text(request.app.state.core, seen), media_type=CONTENT_TYPE_LATEST)
+    return Response(told.text(core, seen), media_type=CONTENT_TYPE_LATEST)

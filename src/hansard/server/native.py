@@ -12,19 +12,21 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse
 
 from hansard.audio import guard
 from hansard.errors import JobUnfinishedError, RequestError
 from hansard.server import asking
-from hansard.server.access import Caller, caller
+from hansard.server.access import Caller
 from hansard.server.answer_models import Result, stream
+from hansard.server.context import Core, Given, JobId, Who
 from hansard.server.job import FINAL, State, Submission
 from hansard.server.job_views import JobView, answer, view, written
 from hansard.server.jobs import JobCore
-from hansard.server.uploads import Form, receive
+from hansard.server.uploads import Form, received
+from hansard.server.waiting import stream_of
 from hansard.settings import Settings
 
 router = APIRouter(tags=["jobs"])
@@ -33,29 +35,16 @@ MOST_METADATA = 16_384  # bytes of JSON
 DEEPEST = 32  # levels of it
 LONGEST_KEY = 255  # characters of an idempotency key
 LOOK_S = 5.0  # between two looks at a job that tells nothing: its place in the queue moves all the same
-HEARTBEAT_S = 15  # between two comments of an event stream
 
 Format = Literal["json", "srt", "vtt", "txt", "tsv", "rttm"]
 MEDIA = {"vtt": "text/vtt", "srt": "application/x-subrip; charset=utf-8", "tsv": "text/tab-separated-values"}
 TEXTS = ["text/plain", "text/vtt", "application/x-subrip", "text/tab-separated-values"]
-
-Who = Annotated[Caller, Depends(caller)]
 
 
 class JobList(BaseModel):
     """The newest jobs of a caller, the newest first."""
 
     jobs: list[JobView]
-
-
-def core_of(request: Request) -> JobCore:
-    """The job core of the server that a request came to."""
-    core: JobCore = request.app.state.core
-    return core
-
-
-Core = Annotated[JobCore, Depends(core_of)]
-JobId = Annotated[str, Path(description="the id that the job was given")]
 
 
 def _body() -> dict[str, Any]:
@@ -80,6 +69,7 @@ async def submit(
     response: Response,
     who: Who,
     core: Core,
+    settings: Given,
     idempotency_key: Annotated[
         str | None, Header(max_length=LONGEST_KEY, min_length=1, description="a name of yours for this job")
     ] = None,
@@ -88,14 +78,9 @@ async def submit(
 
     The same `Idempotency-Key` with the same job gives the job that exists, with another job a 400.
     """
-    settings: Settings = request.app.state.settings
-    form = await receive(request, core, settings)
-    try:
+    async with received(request, core, settings) as form:
         submission = await asyncio.to_thread(_submission, form, who, idempotency_key, settings)
-        if submission.recording:
-            form.take("file")
-    finally:
-        form.discard()
+        form.leave(submission.recording)
     job = await core.submit(submission)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return view(core, job)
@@ -172,7 +157,7 @@ async def events(
     core.get(job_id, who.owner)
     if last_event_id in FINAL:
         return Response(status_code=204)
-    return EventSourceResponse(_events(core, job_id, who.owner), ping=HEARTBEAT_S, headers={"X-Accel-Buffering": "no"})
+    return stream_of(_events(core, job_id, who.owner))
 
 
 async def _events(core: JobCore, job_id: str, owner: str) -> AsyncIterator[dict[str, str]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from hansard.server.jobs import JobCore
 from hansard.server.multipart import MB, MOST_FIELDS, TEXT_MB, TOO_MUCH_TEXT, Parts, Upload, too_large
 from hansard.settings import Settings
 
-__all__ = ["Form", "Upload", "receive"]
+__all__ = ["Form", "Upload", "received"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +36,11 @@ class Form:
     files: dict[str, Upload]
     json: dict[str, Any] | None = None
 
-    def take(self, name: str) -> Upload:
-        """A file that somebody else removes from now on: `discard` leaves it. Raises RequestError if none came."""
-        if name not in self.files:
-            raise RequestError(f"there is no file in {name}; send the recording as a multipart part of this name")
-        return self.files.pop(name)
+    def leave(self, recording: Path | None) -> None:
+        """Leave the file at this path, or what was made of it beside it, to somebody else: `discard` keeps it."""
+        for name, upload in list(self.files.items()):
+            if recording is not None and upload.path.parent == recording.parent:
+                del self.files[name]
 
     def discard(self) -> None:
         """Remove the files that nobody took; twice is fine."""
@@ -47,13 +48,22 @@ class Form:
             self.files.popitem()[1].remove()
 
 
-async def receive(request: Request, core: JobCore, settings: Settings) -> Form:
-    """The body of a request.
+@asynccontextmanager
+async def received(request: Request, core: JobCore, settings: Settings) -> AsyncIterator[Form]:
+    """The body of a request for as long as it takes to make something of it; files not left to others are then gone.
 
     Raises TooLargeError above MAX_AUDIO_MB, EmptyAudioError for a file without bytes, RequestError for a body that is
     not what it says or stops coming, EngineError where it cannot be stored, starlette's ClientDisconnect when the
     caller leaves. Whatever is raised, no file is left behind.
     """
+    form = await _receive(request, core, settings)
+    try:
+        yield form
+    finally:
+        form.discard()
+
+
+async def _receive(request: Request, core: JobCore, settings: Settings) -> Form:
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind == b"multipart/form-data":
         return await _multipart(request, options.get(b"boundary", b""), core.uploads, settings)

@@ -18,18 +18,21 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fastapi import Request as HttpRequest
 from fastapi import Response
+from sse_starlette import EventSourceResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from hansard.errors import HansardError
 from hansard.request import Request
 from hansard.server import problems
-from hansard.server.job import Job
+from hansard.server.context import core_of, settings_of
+from hansard.server.job import Job, Submission
 from hansard.server.jobs import JobCore
 from hansard.settings import Settings
 from hansard.transcript import Transcript
@@ -40,6 +43,7 @@ PATIENCE_S = 15.0  # before a response begins without its answer
 BEAT_S = 5.0  # between two fillers
 SHORTEST_S = 0.2  # of either, whatever a caller says
 
+HEARTBEAT_S = 15  # between two comments of a stream that tells of jobs or models
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy that buffers would keep the fillers
 
 
@@ -80,6 +84,17 @@ def digest(owner: str, sound: str, request: Request) -> str:
     """What makes two requests the same job: the caller, the sound (its sha256, "" for a URL) and every option."""
     told = (owner, sound, request.model_dump_json(), *request.secrets())
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def stream_of(events: AsyncIterator[dict[str, str]]) -> EventSourceResponse:
+    """A response of server-sent events that keeps its connection alive."""
+    return EventSourceResponse(events, ping=HEARTBEAT_S, headers=HEADERS)
+
+
+async def in_place(http: HttpRequest, submission: Submission, manner: Manner) -> Response:
+    """Make a submission a job, and wait for it in its caller's place."""
+    core, settings = core_of(http), settings_of(http)
+    return Awaited(core, await core.submit(submission), manner, rhythm(http.headers), settings)
 
 
 class Awaited(Response):

@@ -28,13 +28,14 @@ from hansard.server.admin.views import (
     QueueView,
 )
 from hansard.server.answer_models import stream
+from hansard.server.context import Core, Given
 from hansard.server.jobs import JobCore
+from hansard.server.waiting import stream_of
 from hansard.settings import Settings
 
 router = APIRouter(prefix="/api/admin", tags=["admin"], dependencies=[Depends(admin)])
 
 LOOK_S = 1.0  # between two looks for changes
-HEARTBEAT_S = 15  # between two comments of an event stream
 METHODS = ("get", "post", "put", "patch", "delete")
 
 
@@ -49,13 +50,12 @@ Key = Annotated[str, Path(description="a model's key in the status")]
 
 
 @router.get("/status", summary="All of the server at once")
-async def status(request: Request, stock: Stock) -> AdminStatus:
+async def status(request: Request, core: Core, settings: Given, stock: Stock) -> AdminStatus:
     """The server now: models, engine, queue, machine, versions, endpoints."""
-    settings: Settings = request.app.state.settings
     return AdminStatus(
         version=__version__,
         engine=_engine(stock),
-        queue=_queue(request.app.state.core),
+        queue=_queue(core),
         models=await stock.views(fresh=True),
         machine=await asyncio.to_thread(machine, settings),
         versions=await asyncio.to_thread(versions),
@@ -102,13 +102,12 @@ async def model(key: Key, stock: Stock) -> ModelView:
     response_class=EventSourceResponse,
     responses={200: {"content": stream("models", "model", "queue")}},
 )
-async def events(request: Request, stock: Stock) -> EventSourceResponse:
+async def events(core: Core, stock: Stock) -> EventSourceResponse:
     """Server-sent events without end: `models` and `queue` as they are now, then `model` and `queue` when changed.
 
     The data of `models` is a list, of `model` one of them, as in the status.
     """
-    stream = _events(request.app.state.core, stock)
-    return EventSourceResponse(stream, ping=HEARTBEAT_S, headers={"X-Accel-Buffering": "no"})
+    return stream_of(_events(core, stock))
 
 
 async def _events(core: JobCore, stock: Stockroom) -> AsyncIterator[dict[str, str]]:

@@ -23,12 +23,13 @@ from hansard.errors import RequestError, UnsupportedError
 from hansard.server import asking
 from hansard.server.access import Caller
 from hansard.server.apps import pcm
-from hansard.server.apps.routes import Heard, Who, submission_of, wait_for
+from hansard.server.apps.routes import Heard, submission_of
+from hansard.server.context import Who, core_of, settings_of
 from hansard.server.job import Submission
 from hansard.server.job_views import answer, written
 from hansard.server.openai.answers import plain
-from hansard.server.uploads import Form, Upload, receive
-from hansard.settings import Settings
+from hansard.server.uploads import Form, Upload, received
+from hansard.server.waiting import Manner, in_place
 from hansard.transcript import Transcript
 
 router = APIRouter(tags=["asr"])
@@ -126,7 +127,7 @@ async def asr(request: Request, who: Who, options: Annotated[Options, Query()]) 
         language = asked.target_language or "en" if asked.task == "translate" else transcript.language
         return JSONResponse({"text": plain(transcript), "language": language, "segments": segments})
 
-    return await wait_for(request, submission, told, "json" if options.output == "json" else "exact")
+    return await in_place(request, submission, Manner(told, "json" if options.output == "json" else "exact"))
 
 
 @router.post("/detect-language", summary="Detect the language", **_documented(Language))
@@ -135,22 +136,19 @@ async def detect_language(
 ) -> Response:
     """Which language is spoken."""
     submission = await _submission(request, who, {}, headerless=not encode, whole=False)
-    return await wait_for(request, submission, _language, "json")
+    return await in_place(request, submission, Manner(_language, "json"))
 
 
 async def _submission(
     request: Request, who: Caller, fields: dict[str, object], *, headerless: bool, whole: bool = True
 ) -> Submission:
-    settings: Settings = request.app.state.settings
-    form = await receive(request, request.app.state.core, settings)
-    try:
+    settings = settings_of(request)
+    async with received(request, core_of(request), settings) as form:
         upload = _sound(form)
         if headerless:
             upload = await asyncio.to_thread(pcm.with_header if whole else pcm.excerpt, upload)
         submission = submission_of(fields, upload, who, settings)
-        form.take(FILE)
-    finally:
-        form.discard()
+        form.leave(submission.recording)
     return submission
 
 

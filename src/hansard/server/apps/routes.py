@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
@@ -19,18 +19,19 @@ from hansard.models import Models
 from hansard.plan import default_transcriber
 from hansard.request import Request as Asked
 from hansard.server import asking
-from hansard.server.access import Caller, caller
+from hansard.server.access import Caller
+from hansard.server.answer_models import Segment
+from hansard.server.context import Who, core_of, settings_of
 from hansard.server.job import Submission
 from hansard.server.job_views import answer
 from hansard.server.openai.answers import plain
-from hansard.server.uploads import Form, Upload, receive
-from hansard.server.waiting import Awaited, Kind, Manner, digest, rhythm
+from hansard.server.uploads import Form, Upload, received
+from hansard.server.waiting import Manner, digest, in_place
 from hansard.settings import Settings
 from hansard.transcript import SAMPLE_RATE, Transcript
 
 router = APIRouter(tags=["apps"])
 
-Who = Annotated[Caller, Depends(caller)]
 Fields = dict[str, object]
 
 
@@ -39,16 +40,6 @@ class Health(BaseModel):
 
     status: str = Field(examples=["ok"])
     model: str | None = Field(examples=["large-v3"])
-
-
-class Segment(BaseModel):
-    """A stretch of speech, in seconds; `speaker` where speakers were told apart."""
-
-    start: float
-    end: float
-    text: str
-    speaker: str | None = None
-    words: list[dict[str, Any]] | None = Field(None, description="with align_output")
 
 
 class Heard(BaseModel):
@@ -102,7 +93,7 @@ def documented(model: type[BaseModel], task: str | None = None) -> dict[str, Any
 @router.get("/health", summary="Is the server there, and with which model?")
 async def health(request: Request) -> Health:
     """Whether the server lives; needs no key."""
-    return Health(status="ok", model=await asyncio.to_thread(_model, request.app.state.settings))
+    return Health(status="ok", model=await asyncio.to_thread(_model, settings_of(request)))
 
 
 @router.post("/transcribe", summary="Transcribe, in short", **documented(Heard))
@@ -116,7 +107,7 @@ async def transcribe(request: Request, who: Who) -> Response:
 )
 async def audio_transcribe(request: Request, who: Who) -> Response:
     """What was said, with everything that is known of it, and what did the work."""
-    settings: Settings = request.app.state.settings
+    settings = settings_of(request)
 
     def told(asked: Asked, transcript: Transcript) -> dict[str, Any]:
         text = {"text": plain(transcript), "language": transcript.language}
@@ -130,7 +121,7 @@ async def audio_transcribe(request: Request, who: Who) -> Response:
 )
 async def diarization_process(request: Request, who: Who) -> Response:
     """Who spoke when, without the words."""
-    settings: Settings = request.app.state.settings
+    settings = settings_of(request)
 
     def told(asked: Asked, transcript: Transcript) -> dict[str, Any]:
         return answer(asked, transcript) | _runtime(transcript, settings)
@@ -144,29 +135,15 @@ def heard(asked: Asked, transcript: Transcript) -> dict[str, Any]:
     return {"text": plain(transcript), "language": transcript.language, "segments": whole["segments"]}
 
 
-async def wait_for(
-    request: Request, submission: Submission, render: Callable[[Transcript], Response], kind: Kind
-) -> Response:
-    """Make a submission a job and wait for it in the caller's place."""
-    job = await request.app.state.core.submit(submission)
-    return Awaited(
-        request.app.state.core, job, Manner(render, kind), rhythm(request.headers), request.app.state.settings
-    )
-
-
 async def _answered(
     request: Request, who: Caller, fixed: Fields, told: Callable[[Asked, Transcript], dict[str, Any]]
 ) -> Response:
-    settings: Settings = request.app.state.settings
-    form = await receive(request, request.app.state.core, settings)
-    try:
+    settings = settings_of(request)
+    async with received(request, core_of(request), settings) as form:
         submission = await asyncio.to_thread(_submission, form, fixed, who, settings)
-        if submission.recording:
-            form.take("file")
-    finally:
-        form.discard()
+        form.leave(submission.recording)
     asked = submission.request
-    return await wait_for(request, submission, lambda transcript: JSONResponse(told(asked, transcript)), "json")
+    return await in_place(request, submission, Manner(lambda done: JSONResponse(told(asked, done)), "json"))
 
 
 def _submission(form: Form, fixed: Fields, who: Caller, settings: Settings) -> Submission:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 
 from hansard.server import asking
-from hansard.server.access import Caller, caller
+from hansard.server.access import Caller
 from hansard.server.answer_models import (
     Diarization,
     DiarizedTranscription,
@@ -22,19 +22,17 @@ from hansard.server.answer_models import (
     VerboseTranscription,
     stream,
 )
+from hansard.server.context import Given, Who, core_of, settings_of
 from hansard.server.job import Submission
-from hansard.server.jobs import JobCore
 from hansard.server.openai import form as openai_form
 from hansard.server.openai import models as openai_models
 from hansard.server.openai.answers import respond
 from hansard.server.openai.form import DIARIZATION, TRANSCRIPTION, TRANSLATION, Ask, Endpoint
-from hansard.server.uploads import Form, receive
-from hansard.server.waiting import Awaited, Kind, Manner, digest, rhythm
+from hansard.server.uploads import Form, received
+from hansard.server.waiting import Kind, Manner, digest, in_place
 from hansard.settings import Settings
 
 router = APIRouter(tags=["openai"])
-
-Who = Annotated[Caller, Depends(caller)]
 
 CAPTIONS = ("text/plain", "text/vtt", "application/x-subrip")
 
@@ -91,9 +89,9 @@ async def diarization(http: Request, who: Who) -> Response:
 
 
 @router.get("/v1/models", summary="List the models", response_model=ModelList, response_model_exclude_none=True)
-async def models(http: Request, who: Who) -> dict[str, Any]:
+async def models(settings: Given, who: Who) -> dict[str, Any]:
     """Every model name that is known here, with the aliases."""
-    return {"object": "list", "data": await asyncio.to_thread(openai_models.listed, http.app.state.settings)}
+    return {"object": "list", "data": await asyncio.to_thread(openai_models.listed, settings)}
 
 
 @router.get(
@@ -102,24 +100,18 @@ async def models(http: Request, who: Who) -> dict[str, Any]:
     response_model=ModelItem,
     response_model_exclude_none=True,
 )
-async def model(http: Request, who: Who, name: Annotated[str, Path(description="its id")]) -> dict[str, Any]:
+async def model(settings: Given, who: Who, name: Annotated[str, Path(description="its id")]) -> dict[str, Any]:
     """One of the names that are known here."""
-    return await asyncio.to_thread(openai_models.item, name, http.app.state.settings)
+    return await asyncio.to_thread(openai_models.item, name, settings)
 
 
 async def _answer(http: Request, who: Caller, endpoint: Endpoint) -> Response:
     """Take a request in, make it a job, and wait for that in the caller's place."""
-    core: JobCore = http.app.state.core
-    settings: Settings = http.app.state.settings
-    form = await receive(http, core, settings)
-    try:
+    settings = settings_of(http)
+    async with received(http, core_of(http), settings) as form:
         ask, submission = await asyncio.to_thread(_asked, form, who, endpoint, settings)  # voices may be megabytes
-        if submission.recording:
-            form.take("file")
-    finally:
-        form.discard()
-    job = await core.submit(submission)
-    return Awaited(core, job, _manner(ask), rhythm(http.headers), settings)
+        form.leave(submission.recording)
+    return await in_place(http, submission, _manner(ask))
 
 
 def _asked(form: Form, who: Caller, endpoint: Endpoint, settings: Settings) -> tuple[Ask, Submission]:

@@ -17,11 +17,12 @@ from pydantic import BaseModel
 
 from hansard.errors import HansardError, RequestError
 from hansard.server import asking
+from hansard.server.context import Core, JobId, Who, settings_of
 from hansard.server.job import Job, Submission
 from hansard.server.jobs import JobCore
-from hansard.server.native import Core, JobId, Who, checked_webhook
-from hansard.server.runpod.views import RunStatus, status, status_of
-from hansard.server.uploads import Form, receive
+from hansard.server.native import checked_webhook
+from hansard.server.runpod.views import STATUSES, RunStatus, status
+from hansard.server.uploads import Form, received
 from hansard.settings import Settings
 
 ROOTS = ("", "/{endpoint_id}", "/v2/{endpoint_id}")
@@ -90,7 +91,7 @@ def _body() -> dict[str, Any]:
 async def run(request: Request, who: Who, core: Core) -> dict[str, Any]:
     """Take a job and answer at once."""
     job = await _submitted(request, who.owner, core)
-    return {"id": job.id, "status": status_of(job)}
+    return {"id": job.id, "status": STATUSES[job.state]}
 
 
 async def runsync(
@@ -121,7 +122,7 @@ async def cancel(job_id: JobId, who: Who, core: Core) -> dict[str, Any]:
         stopping.add_done_callback(_stopped)
         await asyncio.wait([stopping], timeout=CANCEL_S)
         job = core.get(job_id, who.owner)
-    return {"id": job.id, "status": status_of(job) if job.is_final else "CANCELLED"}
+    return {"id": job.id, "status": STATUSES[job.state] if job.is_final else "CANCELLED"}
 
 
 async def health(who: Who, core: Core) -> Health:
@@ -161,11 +162,9 @@ _add_routes()
 
 
 async def _submitted(request: Request, owner: str, core: JobCore) -> Job:
-    form = await receive(request, core, request.app.state.settings)
-    try:
-        submission = await asyncio.to_thread(_submission, form, owner, request.app.state.settings)
-    finally:
-        form.discard()
+    settings = settings_of(request)
+    async with received(request, core, settings) as form:
+        submission = await asyncio.to_thread(_submission, form, owner, settings)
     return await core.submit(submission)
 
 

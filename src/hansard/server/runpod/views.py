@@ -35,7 +35,7 @@ class RunStatus(BaseModel):
 
 def status(job: Job, transcript: Transcript | None) -> dict[str, Any]:
     """How a job is told; the transcript is that of a completed one."""
-    told = RunStatus(id=job.id, status=status_of(job), output=_output(job, transcript))
+    told = RunStatus(id=job.id, status=STATUSES[job.state], output=_output(job, transcript))
     if job.started is not None:
         told.delayTime = _milliseconds(job.started - job.created)
         told.executionTime = _milliseconds((job.finished or time.time()) - job.started) if job.is_final else None
@@ -44,16 +44,10 @@ def status(job: Job, transcript: Transcript | None) -> dict[str, Any]:
     return told.model_dump(exclude_none=True)
 
 
-def status_of(job: Job) -> Status:
-    """A job's status; one that was told to stop is cancelled, although its engine takes a moment to do so."""
-    stopping = job.state == "running" and job.error is not None
-    return "CANCELLED" if stopping else STATUSES[job.state]
-
-
 def _output(job: Job, transcript: Transcript | None) -> dict[str, Any] | None:
     if transcript is not None:
         return answer(job.submission.request, transcript)
-    if status_of(job) == "IN_PROGRESS" and job.stage is not None:
+    if job.state == "running" and job.stage is not None:
         return {"stage": job.stage, "stage_percent": job.stage_percent, "percent": job.percent}
     return None
 

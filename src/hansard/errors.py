@@ -22,8 +22,8 @@
     │   ├── TokenMissingError   token_missing        a gated model or a service, and no token or key was given
     │   ├── TokenRefusedError   token_refused        the model hub or the service does not know the token or the key
     │   ├── TermsError          terms_not_accepted   the token's owner has not accepted the model's terms
-    │   ├── ModelMissingError   model_not_found      no such model, here, on the hub or behind the service
-    │   └── HubError            hub_unreachable      the hub does not answer, or may not be asked
+    │   ├── ModelMissingError   model_not_found      no such model, here or where it may be looked for
+    │   └── HubError            hub_unreachable      the hub does not answer
     ├── SettingsError           invalid_settings     a variable of the environment cannot be used
     ├── AccessError             access_denied        the server does not know the caller's key
     │   └── ForbiddenError      forbidden            it knows the key, but not for this
@@ -32,6 +32,7 @@
     ├── JobMissingError         job_not_found        the server has no such job, or no longer
     ├── JobUnfinishedError      job_not_finished     the job has no result yet
     ├── CancelledError          cancelled            the caller no longer wants the job
+    ├── TimeLimitError          timed_out            the job took longer than its caller allowed
     └── ResultTooLargeError     result_too_large     the answer does not fit the platform's limit
 
 The core raises these and knows nothing of HTTP or RunPod; a door turns them into its own answer. Sentences
@@ -42,13 +43,15 @@ from __future__ import annotations
 
 
 class HansardError(Exception):
-    """An error with a stable `code` and a sentence that tells the user what to do."""
+    """An error with a stable `code` and a sentence that tells the user what to do; `param` is the field it is about."""
 
     code = "internal"
+    param: str | None = None
 
-    def __init__(self, sentence: str) -> None:
+    def __init__(self, sentence: str, param: str | None = None) -> None:
         super().__init__(sentence)
         self.sentence = sentence
+        self.param = param or self.param
 
     def __str__(self) -> str:
         return f"{self.code}: {self.sentence}"
@@ -140,6 +143,7 @@ class TermsError(ModelError):
 
 class ModelMissingError(ModelError):
     code = "model_not_found"
+    param = "model"
 
 
 class HubError(ModelError):
@@ -182,6 +186,10 @@ class JobUnfinishedError(HansardError):
 
 class CancelledError(HansardError):
     code = "cancelled"
+
+
+class TimeLimitError(HansardError):
+    code = "timed_out"
 
 
 class ResultTooLargeError(HansardError):

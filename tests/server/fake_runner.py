@@ -58,7 +58,8 @@ class Call:
 class FakeRunner:
     """Jobs take their play from `plays` in order, then `otherwise`; safe to script from another thread.
 
-    `refuses` is what `check` raises, once for each job in order; None lets the job pass.
+    `refuses` is what `check` raises, once for each call in order; None lets it pass. A job is checked when it is taken
+    and again when its work begins.
     """
 
     at_once: int = 1
@@ -69,6 +70,8 @@ class FakeRunner:
     calls: list[Call] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
     started: int = 0
+    released: int = 0
+    forgotten: list[str] = field(default_factory=list)
     closed: int = 0
 
     def gated(
@@ -105,6 +108,12 @@ class FakeRunner:
         if isinstance(play.gives, BaseException):
             raise play.gives
         return play.gives
+
+    async def forget(self, job_id: str) -> None:
+        self.forgotten.append(job_id)
+
+    def release(self) -> None:
+        self.released += 1
 
     async def close(self) -> None:
         self.closed += 1

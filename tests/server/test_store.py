@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fake_runner import TRANSCRIPT
 
-from hansard.errors import SettingsError
+from hansard.errors import EngineError, SettingsError
 from hansard.request import parse
 from hansard.server.job import Job, Submission
 from hansard.server.store import FILE, Store
@@ -165,5 +165,5 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 
 def test_a_disk_that_fails_is_an_error_that_says_so(store: Store, tmp_path: Path) -> None:
     database(tmp_path / "state", "DROP TABLE jobs")
-    with pytest.raises(SettingsError, match="STATE_DIR cannot be used"):
+    with pytest.raises(EngineError, match="STATE_DIR cannot be used"):
         store.add(job())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
 import queue
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -239,3 +241,71 @@ def test_a_slow_receiver_holds_up_no_job(serve: Serve, receiver: Receiver) -> No
     receiver.gate.set()
     assert states == {"completed"}
     assert {receiver.told()["id"] for _ in ids} == set(ids)
+
+
+def test_receivers_that_drip_hold_up_nobody(serve: Serve, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes within the patience for a byte, but a try as a whole has its limit."""
+    monkeypatch.setattr(webhooks, "TIMES_S", (5.0, 0.5))
+    monkeypatch.setattr(webhooks, "AT_ONCE", 2)
+    monkeypatch.setattr(webhooks, "TRIES", 2)
+    with socket.create_server(("127.0.0.1", 0)) as slow, dripping(slow):
+        server = serve(allow_private_urls=True)
+        for number in range(4):
+            sent(server, f"http://127.0.0.1:{slow.getsockname()[1]}/", hotwords=str(number))
+        job_id = sent(server, receiver.url)
+        assert receiver.told()["id"] == job_id
+        wait_until_told(server)
+
+
+@contextlib.contextmanager
+def dripping(listener: socket.socket) -> Iterator[None]:
+    """Have every connection answered with a header that never ends."""
+    over = Event()
+
+    def drip() -> None:
+        found: list[socket.socket] = []
+        while not over.is_set():
+            with contextlib.suppress(TimeoutError):
+                found.append(listener.accept()[0])
+                found[-1].sendall(b"HTTP/1.1 200 OK\r\nx-drop: ")
+            for connection in found:
+                with contextlib.suppress(OSError):
+                    connection.sendall(b"x")
+        for connection in found:
+            connection.close()
+
+    listener.settimeout(0.05)
+    thread = Thread(target=drip)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_body_that_could_not_be_made_is_told_by_the_next_server(
+    serve: Serve, runner: FakeRunner, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("our mistake")
+
+    monkeypatch.setattr(webhooks.Webhooks, "_body", broken)
+    server = serve(allow_private_urls=True)
+    job_id = sent(server, receiver.url)
+    while server.http.get(f"/v1/jobs/{job_id}").json()["state"] != "completed":
+        time.sleep(0.01)
+    server.stop()
+    monkeypatch.undo()
+    monkeypatch.setattr(webhooks, "FIRST_WAIT_S", 0)
+    serve(allow_private_urls=True)
+    assert receiver.told()["id"] == job_id
+
+
+def test_a_redirect_is_not_followed(serve: Serve, receiver: Receiver) -> None:
+    receiver.answers = [307]
+    server = serve(allow_private_urls=True)
+    sent(server, receiver.url)
+    receiver.message()
+    wait_until_told(server)
+    assert receiver.got.empty()

@@ -163,7 +163,7 @@ def _connect(host: str, port: int, timeout: float | None, allow_private: bool) -
     Raises RefusedUrlError or FetchError for the name, OSError when no address answers.
     """
     failure = OSError("the host has no address")
-    for family, address in _resolve(host, port, allow_private)[:_MOST_ADDRESSES]:
+    for family, address in resolve(host, port, allow_private)[:_MOST_ADDRESSES]:
         connected = socket.socket(family, socket.SOCK_STREAM)
         try:
             connected.settimeout(timeout)
@@ -177,7 +177,7 @@ def _connect(host: str, port: int, timeout: float | None, allow_private: bool) -
     raise failure
 
 
-def _resolve(host: str, port: int, allow_private: bool) -> list[_Address]:
+def resolve(host: str, port: int, allow_private: bool) -> list[_Address]:
     """The addresses of a host, all of them allowed: one refused address condemns the name.
 
     Raises RefusedUrlError, FetchError for a name that does not exist, OSError when the resolver fails.

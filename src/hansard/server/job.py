@@ -11,6 +11,8 @@ from hansard.request import Request
 
 State = Literal["queued", "running", "completed", "failed", "cancelled"]
 
+UPLOADED = "upload"  # what a request says of sound that lies in a file of ours
+
 FINAL: frozenset[State] = frozenset({"completed", "failed", "cancelled"})
 
 GUESS_PERCENT = 5.0  # done, before which the time that is left is not guessed
@@ -21,9 +23,10 @@ class Submission:
     """What an endpoint asks the core for.
 
     `recording` is a file that came with the request, in a folder of its own under the core's `uploads`; it is the
-    core's from then on, and gone with the job's work. Without it `request.audio` is a source. `digest` says what is
-    the same job of one owner: of the sound and the options; empty where nothing is shared. `awaited` is work that is
-    of no use when nobody waits for it any more.
+    core's from then on, and gone with the job's work. Without it `request.audio` is a source. `samples` are the files
+    of those known voices whose sound came in the request itself, None for the others. `digest` says what is the same
+    job of one owner: of the sound and the options; empty where nothing is shared. `awaited` is work that is of no use
+    when nobody waits for it any more. `limit_s` is how long it may be worked on.
     """
 
     request: Request
@@ -35,10 +38,14 @@ class Submission:
     webhook: str | None = None
     webhook_shape: Literal["hansard", "runpod"] = "hansard"
     metadata: dict[str, object] = field(default_factory=dict)
+    limit_s: float | None = None
+    samples: tuple[Path | None, ...] = ()
 
     def may_share(self, other: Submission) -> bool:
         """Would one job do for both, of the same digest? Not where others are told, or it ends for other reasons."""
-        mine, theirs = ((given.awaited, given.webhook, given.webhook_shape, given.metadata) for given in (self, other))
+        mine, theirs = (
+            (one.awaited, one.webhook, one.webhook_shape, one.metadata, one.limit_s) for one in (self, other)
+        )
         return mine == theirs
 
 

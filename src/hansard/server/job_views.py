@@ -53,7 +53,7 @@ def view(core: JobCore, job: Job) -> JobView:
         percent=job.percent,
         eta_s=None if eta is None else round(eta, 1),
         position=core.position(job.id),
-        error=JobError(code=job.error[0], message=job.error[1]) if job.error else None,
+        error=JobError(code=job.error[0], message=job.error[1]) if job.error and job.is_final else None,
         metadata=job.submission.metadata,
     )
 
@@ -71,8 +71,14 @@ def answer(request: Request, transcript: Transcript) -> dict[str, Any]:
 
 def written(request: Request, transcript: Transcript, name: str) -> str:
     """A result in one of render.FORMATS. Raises UnsupportedError where the job has nothing to write in it."""
-    if request.task == "diarization" and name != "rttm":
-        raise UnsupportedError("task diarization gives turns without text; of the formats it has json and rttm")
-    if name == "rttm" and not transcript.turns and not request.wants_speakers:
-        raise UnsupportedError("format rttm needs a job with diarization: true")
+    refuse(request, transcript, name)
     return render.FORMATS[name](transcript)
+
+
+def refuse(request: Request, transcript: Transcript, name: str) -> None:
+    """Refuse a format in which a job has nothing to write. Raises UnsupportedError."""
+    if request.task == "diarization" and name not in ("json", "verbose_json", "rttm"):
+        has = "of the formats it has json, verbose_json and rttm"
+        raise UnsupportedError(f"task diarization gives turns without text; {has}", "format")
+    if name in ("rttm", "diarized_json") and not transcript.turns and not request.wants_speakers:
+        raise UnsupportedError(f"format {name} needs a job with diarization: true", "format")

@@ -4,7 +4,8 @@
                  │          ├────▶ failed
                  └──────────┴────▶ cancelled
 
-Jobs and results outlive the process (`store`); what was running when it ended is run again, once. A job that is asked
+Jobs and results outlive the process (`store`); what was running when it ended is run again, once where it was killed.
+A job that is asked
 for again while it is in flight, or before its answer was heard, by the same caller with the same sound and options, is
 the same job. All methods belong to one event loop, save `result`; `report` of the runner may come from any thread.
 
@@ -17,26 +18,27 @@ import asyncio
 import logging
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from hansard.errors import CancelledError, EngineError, HansardError, JobMissingError, QueueFullError, RequestError
 from hansard.progress import Overall
 from hansard.server.job import Job, State, Submission
-from hansard.server.live import Live, ended, outcome, reporter, unrepeatable
+from hansard.server.ledger import Ledger
+from hansard.server.live import Live, ended, internal, limited, outcome, reporter, unbegun, unrepeatable
 from hansard.server.recordings import Recordings
 from hansard.server.runners import Runner
 from hansard.server.store import Store
 from hansard.settings import Settings
+from hansard.shielded import to_the_end
 from hansard.transcript import Transcript
 
 log = logging.getLogger(__name__)
 
 ABANDONED_S = 30.0  # that a job runs on when the last who waited for it is gone: a client that timed out comes again
 SWEEP_S = 60.0  # between two looks for what has expired
-KEPT = 4  # results that are still in memory when those who wait for them ask
+UNHEARD_S = 300.0  # that an answer which nobody heard is kept for whoever asks the same again: what is old may be wrong
 
 Jobs = list[Job]
 Hook = Callable[[Job], None]
@@ -55,14 +57,15 @@ class JobCore:
         self.uploads = settings.state_dir / "uploads"
         self._recordings = Recordings(settings, self.uploads)
         self._live: dict[str, Live] = {}  # in the order of the queue; final ones whose end is still to be written
-        self._latest: OrderedDict[str, Transcript] = OrderedDict()
         self._wake = asyncio.Event()
+        self._over: asyncio.Queue[str] = asyncio.Queue()  # jobs of which the runner is to leave nothing
         self._tasks: list[asyncio.Task[None]] = []
         self._hooks: list[Hook] = []
 
     async def __aenter__(self) -> JobCore:
         """Take up what the last process left, and begin to work. Raises SettingsError, and what the runner raises."""
         self._store = Store(self._settings.state_dir)
+        self._ledger = Ledger(self._store)
         try:
             self._recover()
             await self._runner.start()
@@ -70,17 +73,20 @@ class JobCore:
             self._store.close()
             raise
         self._tasks = [asyncio.create_task(self._work()) for _ in range(self._runner.at_once)]
-        self._tasks.append(asyncio.create_task(self._sweep()))
+        self._tasks += [asyncio.create_task(work()) for work in (self._sweep, self._tidy)]
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Stop working; what was queued or running stays in the store for the next process."""
+        self._ledger.end()
+        self._runner.release()
         for task in self._tasks:
             task.cancel()
         for live in self._live.values():
             live.keep()
         try:
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._requeue()
             await self._runner.close()
         finally:
             self._store.close()
@@ -107,13 +113,15 @@ class JobCore:
     async def submit(self, submission: Submission) -> Job:
         """Take a job, or give the one that is the same; whatever is raised, its recording is then gone.
 
-        Raises QueueFullError, RequestError for an idempotency key that is another request's, and RequestError or
-        AudioError for sound inside the request that cannot be used.
+        Raises QueueFullError, RequestError for an idempotency key that is another request's, RequestError or AudioError
+        for sound inside the request that cannot be used, and what the runner says of a job that it cannot do.
         """
         taken = submission
         try:
             taken = await self._recordings.out_of_line(submission)
-            job = self._known(taken) or self._add(taken)
+            if not (job := self._known(taken)):
+                await self._runner.check(taken.request)
+                job = self._known(taken) or self._add(taken)
         except BaseException:
             self._recordings.discard(taken)
             raise
@@ -160,7 +168,7 @@ class JobCore:
         job = self.get(job_id, owner)
         if job.state != "completed":
             raise job.failure()
-        transcript = self._latest.get(job_id) or self._store.result(job_id)
+        transcript = self._ledger.result(job_id)
         if transcript is None:
             raise JobMissingError(f"the result of job {job_id!r} has expired; send it again")
         return transcript
@@ -206,10 +214,19 @@ class JobCore:
 
     async def delete(self, job_id: str, owner: str = "") -> None:
         """Stop a job and forget it and its result. Raises JobMissingError."""
+        self.get(job_id, owner)
+        self._store.forget(job_id)  # at once: the same request is a new job from now on
         await self.cancel(job_id, owner)
-        self._store.delete(job_id)
+        self._ledger.forget(job_id)
         self._live.pop(job_id, None)
-        self._latest.pop(job_id, None)
+
+    def purge(self, owner: str = "") -> int:
+        """Cancel an owner's queued jobs; how many there were."""
+        queued = [live for live in self._live.values() if live.job.state == "queued"]
+        mine = [live for live in queued if live.job.submission.owner == owner]
+        for live in mine:
+            self._stop(live)
+        return len(mine)
 
     # Into the queue
 
@@ -218,10 +235,18 @@ class JobCore:
         left = self._store.unfinished()
         self._recordings.keep_only(job.submission for job in left)
         for job in left:
+            self._live[job.id] = Live(job)  # and there it stays where its end cannot be written
             if problem := unrepeatable(job):
                 self._end(job, "failed", EngineError(problem))
             else:
-                self._queue(replace(job, state="queued", started=None))
+                self._store.requeue(waiting := unbegun(job))
+                self._queue(waiting)
+
+    def _requeue(self) -> None:
+        """Have the next process begin anew what this one stopped in the middle of, however often that happens."""
+        for job in [live.job for live in self._live.values() if live.job.state == "running"]:
+            with suppress(HansardError):  # the store has logged it; the job stays as it is written
+                self._store.requeue(replace(unbegun(job), runs=job.runs - 1))
 
     def _known(self, submission: Submission) -> Job | None:
         """The job that this submission is already: by its idempotency key, or by being the same work."""
@@ -232,6 +257,8 @@ class JobCore:
             return known and self.get(known.id, submission.owner)
         known = self._store.by_digest(submission.owner, submission.digest) if submission.digest else None
         if known is None or not known.submission.may_share(submission):
+            return None
+        if known.finished is not None and time.time() - known.finished > UNHEARD_S:
             return None
         live = self._live.get(known.id)
         if live and live.stopping:
@@ -267,11 +294,13 @@ class JobCore:
             live.task = asyncio.create_task(self._run(live))
             try:
                 await asyncio.wait([live.task])
-            except asyncio.CancelledError:  # the server ends: the job is left to the next one
+            except asyncio.CancelledError:  # the server ends: what is not done is left to the next one
                 live.task.cancel()
                 await asyncio.wait([live.task])
+                if live.stopping or not live.task.cancelled():
+                    await self._finish(live, live.task)
                 raise
-            self._end(live.job, *outcome(live, live.task))
+            await to_the_end(self._finish(live, live.task))
 
     async def _next(self) -> Live:
         """The job that waits longest, from now on running."""
@@ -283,26 +312,41 @@ class JobCore:
             self._wake.clear()
             await self._wake.wait()
 
-    async def _run(self, live: Live) -> None:
-        """One job, from its plan to its result in the store."""
-        job = live.job
-        self._store.update(job)
-        request, recording = job.submission.request, job.submission.recording
-        plan = await self._runner.check(request)
-        transcript = await self._runner.run(job.id, request, recording, plan, reporter(live, Overall(plan.stages)))
-        await asyncio.to_thread(self._store.complete, ended(live.job, "completed"), transcript)
-        self._latest[job.id] = transcript
-        while len(self._latest) > KEPT:
-            self._latest.popitem(last=False)
+    async def _run(self, live: Live) -> Transcript:
+        """One job, from its plan to what it gives."""
+        job, given = live.job, live.job.submission
+        await self._ledger.begin(job)
+        request = await asyncio.to_thread(self._recordings.in_line, given)
+        async with limited(given.limit_s):
+            plan = await self._runner.check(request)
+            report = reporter(live, Overall(plan.stages))
+            return await self._runner.run(job.id, request, given.recording, plan, report)
+
+    async def _finish(self, live: Live, task: asyncio.Task[Transcript]) -> None:
+        """Write what a job's work came to, and end it. What was done is past cancelling, and never thrown away.
+
+        Raises EngineError where the server ends and the disk does not take it: the next one does the job anew.
+        """
+        state, error = outcome(live, task)
+        if state == "completed":
+            try:
+                await self._ledger.complete(ended(live.job, state), task.result())
+            except EngineError:
+                raise
+            except Exception as mistake:  # the worker has a queue to see to
+                state, error = "failed", internal(live.job, mistake)
+        self._end(live.job, state, error)
 
     def _stop(self, live: Live) -> None:
-        """Cancel a job in whatever state it is."""
-        if live.job.is_final or live.stopping:
+        """Cancel a job in whatever state it is, unless its work is done."""
+        if live.job.is_final or live.stopping or (live.task and live.task.done()):
             return
+        error = CancelledError("the job was cancelled")
         if live.task is None:
-            self._end(live.job, "cancelled", CancelledError("the job was cancelled"))
+            self._end(live.job, "cancelled", error)
         else:
             live.stopping = True
+            live.tell(replace(live.job, error=(error.code, error.sentence)))
             live.task.cancel()
 
     def _leave(self, live: Live) -> None:
@@ -315,11 +359,12 @@ class JobCore:
         """Write a job's end, tell everybody, and remove its recording."""
         job = ended(job, state, error)
         live = self._live.get(job.id)
-        if error:
-            log.log(logging.INFO if state == "cancelled" else logging.WARNING, "job %s: %s", job.id, error)
-        if self._write_end(job):
+        if job.error:
+            log.log(logging.INFO if state == "cancelled" else logging.WARNING, "job %s: %s: %s", job.id, *job.error)
+        if self._ledger.end_of(job):
             self._live.pop(job.id, None)
         self._recordings.discard(job.submission)
+        self._over.put_nowait(job.id)
         if live:
             live.keep()
             live.tell(job)
@@ -329,26 +374,26 @@ class JobCore:
             except Exception:
                 log.exception("what follows the end of job %s failed", job.id)
 
-    def _write_end(self, job: Job) -> bool:
-        """False where the disk does not take it: then it stays in memory and is tried again."""
-        try:
-            self._store.update(job)
-            # Who does not wait on the connection knows the job by its id, and asks by that.
-            if job.state == "cancelled" or not job.submission.awaited:
-                self.heard(job.id)
-        except HansardError:
-            return False
-        return True
+    async def _tidy(self) -> None:
+        """Have the runner let go what it may still hold of jobs that have ended, in whatever way."""
+        while True:
+            job_id = await self._over.get()
+            try:
+                await self._runner.forget(job_id)
+            except Exception:
+                log.exception("what is left of job %s could not be removed", job_id)
 
     async def _sweep(self) -> None:
         """Forget results that are old enough, and write what could not be written."""
         while True:
             try:
                 for live in [live for live in self._live.values() if live.job.is_final]:
-                    if self._write_end(live.job):
+                    if self._ledger.end_of(live.job):
                         del self._live[live.job.id]
                 before = time.time() - self._settings.result_ttl_hours * 3600
                 await asyncio.to_thread(self._store.expire, before)
             except HansardError:
                 pass  # the store has logged it
+            except Exception:
+                log.exception("looking for what has expired failed")
             await asyncio.sleep(SWEEP_S)

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from hansard.errors import SettingsError
+from hansard.errors import EngineError, SettingsError
 from hansard.server.job import Job, State, Submission
 from hansard.transcript import Transcript
 
@@ -54,13 +54,18 @@ CREATE INDEX IF NOT EXISTS jobs_by_digest ON jobs (owner, digest) WHERE digest I
 CREATE UNIQUE INDEX IF NOT EXISTS jobs_by_key ON jobs (owner, idempotency_key) WHERE idempotency_key IS NOT NULL;
 """
 
+EXPIRE = "DELETE FROM jobs WHERE id IN (SELECT id FROM jobs WHERE finished < ? LIMIT ?) RETURNING id"
+AT_ONCE = 20  # jobs that are forgotten before others have their turn
+BUSY_S = 0.5  # that a call waits for another program which has the database in hand
+
 UNWRITABLE = "STATE_DIR cannot be used; free space on its disk, or name a folder that the server may write to"
 
 
 class Store:
     """The jobs of one STATE_DIR.
 
-    Raises SettingsError where that cannot be used, or another server uses it; every method does where the disk fails.
+    Raises SettingsError where that cannot be used, or another server uses it; every method raises EngineError where the
+    disk does not do what it should.
     """
 
     def __init__(self, state_dir: Path) -> None:
@@ -101,6 +106,12 @@ class Store:
             (job.state, job.finished, _untold(job), _dumps(job), job.id),
         )
 
+    def requeue(self, job: Job) -> None:
+        """Write that a job waits again, unless it has ended meanwhile."""
+        self._do(
+            "UPDATE jobs SET state = ?, job = ? WHERE id = ? AND state = 'running'", (job.state, _dumps(job), job.id)
+        )
+
     def undelivered(self) -> list[Job]:
         """The jobs that ended and whose webhook was not told."""
         return self._jobs("untold ORDER BY created", ())
@@ -115,7 +126,7 @@ class Store:
 
     def complete(self, job: Job, transcript: Transcript) -> None:
         """Write a job's end and what it gave, both or neither."""
-        packed = gzip.compress(TRANSCRIPT.dump_json(transcript), compresslevel=1)
+        packed = gzip.compress(_text(TRANSCRIPT.dump_python(transcript)), compresslevel=1)
         self._do(
             "UPDATE jobs SET state = ?, finished = ?, untold = ?, job = ?, result = ? WHERE id = ?",
             (job.state, job.finished, _untold(job), _dumps(job), packed, job.id),
@@ -157,8 +168,20 @@ class Store:
         self._do("DELETE FROM jobs WHERE id = ?", (job_id,))
 
     def expire(self, before: float) -> int:
-        """Forget the jobs that ended before a time (seconds since 1970); how many there were."""
-        return len(self._do("DELETE FROM jobs WHERE finished < ? RETURNING id", (before,)))
+        """Forget the jobs that ended before a time (seconds since 1970); how many there were.
+
+        A few at once, so that nobody waits long for the database, which is then as small as what is left in it.
+        """
+        gone = 0
+        while found := self._do(EXPIRE, (before, AT_ONCE)):
+            gone += len(found)
+        if gone:
+            self._do("PRAGMA incremental_vacuum", ())
+        return gone
+
+    def forget(self, job_id: str) -> None:
+        """Have neither `by_key` nor `by_digest` find a job any more."""
+        self._do("UPDATE jobs SET digest = NULL, idempotency_key = NULL WHERE id = ?", (job_id,))
 
     def _do(self, statement: str, values: Sequence[Any]) -> list[Any]:
         try:
@@ -166,7 +189,7 @@ class Store:
                 return self._db.execute(statement, values).fetchall()
         except sqlite3.Error as error:
             log.error("the database in STATE_DIR: %s", error)  # noqa: TRY400 its traceback says nothing more
-            raise SettingsError(UNWRITABLE) from None
+            raise EngineError(UNWRITABLE) from None
 
     def _one(self, which: str, values: Sequence[Any]) -> Job | None:
         return next(iter(self._jobs(which, values)), None)
@@ -180,7 +203,7 @@ class Store:
         try:
             given = SUBMISSION.validate_json(submission)
             return JOB.validate_python({**json.loads(told), "submission": given})
-        except ValidationError:
+        except ValueError:  # no JSON, or another shape of it
             log.warning("job %s was written by another version of the server and is removed", job_id)
             self.delete(job_id)
             return None
@@ -200,7 +223,7 @@ def _hold(path: Path) -> int:
 def _opened(path: Path) -> sqlite3.Connection:
     """The database, with its tables. Raises SettingsError."""
     try:
-        db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        db = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False, isolation_level=None)
     except sqlite3.Error:
         raise SettingsError(UNWRITABLE) from None
     try:
@@ -215,6 +238,7 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 
 def _prepare(db: sqlite3.Connection) -> None:
+    db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # heeded by a new file only
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=NORMAL")
     if db.execute("PRAGMA user_version").fetchone()[0] not in (0, VERSION):
@@ -226,6 +250,11 @@ def _prepare(db: sqlite3.Connection) -> None:
 def _dumps(job: Job) -> bytes:
     """A job as JSON, without what it was asked for."""
     return JOB.dump_json(job, exclude={"submission"})
+
+
+def _text(value: object) -> bytes:
+    """A value as JSON; pydantic's own has no word for NaN and fails over half a surrogate pair."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def _untold(job: Job) -> bool:

@@ -18,17 +18,22 @@ import hashlib
 import hmac
 import json
 import logging
+import socket
+import ssl
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
+from urllib.parse import urlsplit
 
-import requests
-import urllib3
+import aiohttp
+import certifi
+from aiohttp.abc import AbstractResolver, ResolveResult
 from pydantic import SecretStr
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from hansard.audio import guard
-from hansard.errors import HansardError, RefusedUrlError, SettingsError
+from hansard.errors import HansardError, JobMissingError, RefusedUrlError, SettingsError
 from hansard.retries import passes
 from hansard.server.job import Job
 from hansard.server.job_views import answer, view
@@ -38,12 +43,13 @@ from hansard.settings import Settings
 
 log = logging.getLogger(__name__)
 
-TRIES = 5
-FIRST_WAIT_S = 1.0  # after the first try; each later wait is four times the one before: 85 s together
-TIMES_S = (5.0, 10.0)  # that a receiver has to take the connection, and to answer
-AT_ONCE = 8  # messages under way: a receiver that is slow holds up few others
+TRIES = 8
+FIRST_WAIT_S = 1.0  # after the first try; each later wait is four times the one before: an hour and a half together
+TIMES_S = (5.0, 15.0)  # that a receiver has to take the connection, and for all of a try
+AT_ONCE = 32  # messages under way: receivers that are slow hold up few others
 MOST_RESULT = 1_000_000  # bytes of JSON of a result that is sent along; a larger one is to be fetched
 PREFIX = "whsec_"
+UNTOLD = {"stage", "stage_percent", "eta_s", "position"}  # of a job that has ended
 
 
 class _AgainError(Exception):
@@ -82,12 +88,13 @@ class Webhooks:
         self._core = core
         self._settings = settings
         self._key = signing_key(settings.webhook_secret)
-        self._threads = ThreadPoolExecutor(AT_ONCE, "webhook")
         self._tasks: dict[str, asyncio.Task[None]] = {}
         core.on_end(self._ended)
 
     async def __aenter__(self) -> Webhooks:
         """Tell what the last process left untold."""
+        self._free = asyncio.Semaphore(AT_ONCE)
+        self._client = _client(self._settings)
         for job in self._core.undelivered():
             self._ended(job)
         return self
@@ -98,7 +105,7 @@ class Webhooks:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        await self._client.close()
 
     def _ended(self, job: Job) -> None:
         if job.submission.webhook and job.id not in self._tasks:
@@ -116,51 +123,95 @@ class Webhooks:
             reraise=True,
         )
         try:
-            body = await asyncio.to_thread(self._body, job)
+            told = view(self._core, job).model_dump(mode="json", exclude=UNTOLD)
+            body = await asyncio.to_thread(self._body, job, told)
             await tries(self._send, job, url, body)
             log.info("webhook of job %s: %s was told", job.id, name)
         except (_AgainError, _GivenUpError) as error:
             log.warning("webhook of job %s given up: %s %s", job.id, name, error)
-        except Exception:
-            log.exception("webhook of job %s given up: %s", job.id, name)
+        except Exception:  # ours, so the next process tries again
+            log.exception("webhook of job %s: %s", job.id, name)
+            return
         self._core.delivered(job.id)
 
     async def _send(self, job: Job, url: str, body: bytes) -> None:
         headers = signed(self._key, f"msg_{job.id}", int(time.time()), body)
-        await asyncio.get_running_loop().run_in_executor(self._threads, self._post, url, body, headers)
-
-    def _post(self, url: str, body: bytes, headers: dict[str, str]) -> None:
-        """One try, on a thread. Raises _AgainError, _GivenUpError."""
-        try:
-            guard.check_url(url)
-            with (
-                guard.session(self._settings) as session,
-                session.post(
-                    url,
-                    data=body,
-                    headers={"Content-Type": "application/json"} | headers,
-                    timeout=TIMES_S,
-                    stream=True,  # the answer's body is of no interest, and may be endless
-                    allow_redirects=False,
-                ) as response,
-            ):
-                code = response.status_code
-        except RefusedUrlError as error:
-            raise _GivenUpError(error.sentence) from None
-        except (HansardError, requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise _AgainError(f"could not be reached ({type(error).__name__})") from None
+        async with self._free:
+            code = await self._status(url, body, {"Content-Type": "application/json"} | headers)
         if not 200 <= code < 300:
             raise (_AgainError if passes(code) else _GivenUpError)(f"answered {code}")
 
-    def _body(self, job: Job) -> bytes:
+    async def _status(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
+        """What a receiver answers; the body of that is of no interest, and may be endless.
+
+        Raises _AgainError, _GivenUpError.
+        """
+        try:
+            guard.check_url(url)
+            await _checked(urlsplit(url).hostname or "", self._settings)  # a host that is an address is not looked up
+            async with self._client.post(url, data=body, headers=headers, allow_redirects=False) as response:
+                return response.status
+        except RefusedUrlError as error:
+            raise _GivenUpError(error.sentence) from None
+        except (HansardError, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise _AgainError(f"could not be reached ({type(error).__name__})") from None
+
+    def _body(self, job: Job, told: dict[str, object]) -> bytes:
         """The message: the job as its door tells it, with its result where there is one and it is not too large."""
         transcript = None
-        with suppress(HansardError):  # there is none, or no longer
-            transcript = self._core.result(job.id, job.submission.owner)
+        with suppress(JobMissingError):  # there is none, or no longer
+            transcript = self._core.result(job.id, job.submission.owner) if job.state == "completed" else None
         if job.submission.webhook_shape == "runpod":
             return json.dumps(status(job, transcript)).encode()
-        told = view(self._core, job).model_dump(mode="json", exclude={"stage", "stage_percent", "eta_s", "position"})
         result = json.dumps(answer(job.submission.request, transcript)) if transcript else ""
         if result and len(result) <= MOST_RESULT:
             told["result"] = json.loads(result)
         return json.dumps(told).encode()
+
+
+class _Resolver(AbstractResolver):
+    """Names to addresses, none but those that may be reached: the connection goes to what was judged."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await _checked(host, self._settings)
+        return [
+            ResolveResult(hostname=host, host=address, port=port, family=kind, proto=0, flags=socket.AI_NUMERICHOST)
+            for kind, address in found
+        ]
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+
+async def _checked(host: str, settings: Settings) -> list[tuple[int, str]]:
+    """The addresses of a host. Raises RefusedUrlError, FetchError, OSError."""
+    found = await asyncio.to_thread(guard.resolve, host, 0, settings.allow_private_urls)
+    return [(int(family), str(address[0])) for family, address in found]
+
+
+@cache
+def _trusted() -> ssl.SSLContext:
+    """Whose certificates are believed, as elsewhere in this product."""
+    return ssl.create_default_context(cafile=certifi.where())
+
+
+def _client(settings: Settings) -> aiohttp.ClientSession:
+    """A client that reaches public addresses only, keeps nothing and heeds no proxy; each try has its limit of time."""
+    connector = aiohttp.TCPConnector(
+        resolver=_Resolver(settings),
+        use_dns_cache=False,
+        force_close=True,
+        ssl=_trusted(),
+    )
+    connect_s, whole_s = TIMES_S
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=whole_s, sock_connect=connect_s),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"User-Agent": "hansard"},
+    )

@@ -43,13 +43,19 @@ def fit(result: Result, limit: int) -> Result:
 
 
 def unpack(result: Result) -> Result:
-    """An answer as it was before its segments were packed."""
+    """An answer as it was before its segments were packed, without the warning that they are."""
     for name in LISTS:
         packed = result.get(f"{name}_gz")
         if packed is not None:
             rest = {key: value for key, value in result.items() if key not in (f"{name}_gz", f"{name}_count")}
-            return {name: json.loads(gzip.decompress(base64.b64decode(packed))), **rest}
+            told = [warning for warning in rest["warnings"] if not str(warning).startswith(_packing(name))]
+            return {name: json.loads(gzip.decompress(base64.b64decode(packed))), **rest, "warnings": told}
     return result
+
+
+def _packing(name: str) -> str:
+    """How the warning of packed segments begins."""
+    return f"{name} were packed into {name}_gz"
 
 
 def _name(result: Result) -> str:
@@ -74,7 +80,7 @@ def _packed(result: Result, limit: int) -> Result:
     rest = {key: value for key, value in result.items() if key != name}
     rest[f"{name}_gz"] = base64.b64encode(gzip.compress(segments)).decode()
     rest[f"{name}_count"] = len(result[name])
-    return _warned(rest, f"{name} were packed into {name}_gz (gzip, base64) to fit the answer into {_mb(limit)}")
+    return _warned(rest, f"{_packing(name)} (gzip, base64) to fit the answer into {_mb(limit)}")
 
 
 def _warned(result: Result, warning: str) -> Result:

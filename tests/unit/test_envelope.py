@@ -127,8 +127,12 @@ def test_unpacking_gives_the_answer_back() -> None:
     result = answer(segments=500, words=0, text="日本語 – «да»")
     fitted = fit(result, size(result) - 1)
     assert "segments_gz" in fitted
-    assert unpack(fitted) == {**result, "warnings": fitted["warnings"]}
+    assert fitted["warnings"][-1].startswith(PACKED)
+    assert unpack(fitted) == result, "nor is it said that its segments are packed"
     assert unpack(result) == result
+    shorn = fit(answer(segments=500), size(result) - 1)
+    assert unpack(shorn)["warnings"] == [warning for warning in shorn["warnings"] if not warning.startswith(PACKED)]
+    assert len(unpack(shorn)["warnings"]) == 2
 
 
 def test_transcriptions_are_fitted_alike() -> None:

@@ -40,6 +40,14 @@ class Runner(Protocol):
         """
         ...
 
+    async def forget(self, job_id: str) -> None:
+        """A job has ended: leave nothing of it, also where an earlier server began it and this one never ran it."""
+        ...
+
+    def release(self) -> None:
+        """The server ends: jobs whose `run` is cancelled from now on are taken up by the next one."""
+        ...
+
     async def close(self) -> None:
         """Let everything go; no job is running any more."""
         ...
@@ -82,6 +90,14 @@ class LocalRunner:
         self, job_id: str, request: Request, recording: Path | None, plan: Plan, report: StageReport
     ) -> Transcript:
         return await self.engine.transcribe(job_id, request, plan, report, recording)
+
+    async def forget(self, job_id: str) -> None:
+        """Nothing is left of a job that is not running."""
+
+    def release(self) -> None:
+        """An engine process that a stopped job takes with it is the last; the next server runs the jobs anew."""
+        if self._engine is not None:
+            self._engine.retire()
 
     async def close(self) -> None:
         if self._engine is not None:

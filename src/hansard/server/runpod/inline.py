@@ -1,8 +1,7 @@
 """A recording inside a request to RunPod, which takes 10 MB and no file beside it.
 
 As it came where it fits; else as FLAC of what the engine would hear, else as MP3, which costs no words (measured, see
-`audio.encode`). What is longer than that lets through has to be sent as a URL: there are no settings of a storage to
-put it into.
+`audio.encode`). What is longer than that lets through has to be sent as a URL, or needs a `bucket`.
 """
 
 from __future__ import annotations
@@ -26,13 +25,18 @@ Inline = tuple[str, tuple[str, ...]]
 """A data URI and the warnings that it costs."""
 
 
+def fits(recording: Path, rest: int) -> bool:
+    """Is a recording, as it is, small enough for a request whose other parts take `rest` bytes?"""
+    return recording.stat().st_size <= _room(rest)
+
+
 def inline(recording: Path, rest: int, settings: Settings, *, separate: bool) -> Inline:
     """A recording as a data URI for a request whose other parts take `rest` bytes; `separate` keeps its channels.
 
     Takes as long as decoding. Raises TooLargeError where it does not fit, AudioError where it cannot be read.
     """
-    room = (LIMIT - SPARE - rest) // 4 * 3  # base64 makes four bytes of three
-    if recording.stat().st_size <= room:
+    room = _room(rest)
+    if fits(recording, rest):
         return _uri("application/octet-stream", recording.read_bytes()), ()
     advice = "; give the recording as a URL instead"
     if separate:
@@ -49,6 +53,10 @@ def inline(recording: Path, rest: int, settings: Settings, *, separate: bool) ->
         except TooLongError:
             raise too_long from None
         return _smaller(audio, room) or _refuse(too_long)
+
+
+def _room(rest: int) -> int:
+    return (LIMIT - SPARE - rest) // 4 * 3  # base64 makes four bytes of three
 
 
 def _smaller(audio: Audio, room: int) -> Inline | None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
 import runpod
 from fake_runner import TRANSCRIPT, FakeRunner, Play
 
 from hansard import render
 from hansard.errors import AudioError
+from hansard.server.runpod import routes
 
 if TYPE_CHECKING:
     from conftest import Serve, Server
@@ -138,7 +141,6 @@ def test_a_key_is_needed_and_jobs_are_the_callers(serve: Serve, endpoint: Endpoi
         ({"input": {**JOB, "audio": ""}}, "audio"),
         ({"input": [1]}, "input must be an object"),
         ({}, "input must be an object"),
-        ({"input": JOB, "policy": {"executionTimeout": 60_000}}, "policy"),
         ({"input": JOB, "s3Config": {"accessId": "x"}}, "s3Config"),
         ({"input": JOB, "webhook": "file:///etc/passwd"}, "neither an http nor an https"),
     ],
@@ -176,3 +178,112 @@ def test_a_webhook_gets_the_status(serve: Serve, endpoint: Endpoint) -> None:
         job.output(timeout=LONG_S)
         thread.join(LONG_S)
     assert got == [server.http.get(f"/status/{job.job_id}").json()]
+
+
+def test_a_slow_cancel_is_told_at_once(server: Server, runner: FakeRunner, endpoint: Endpoint) -> None:
+    stopping, run = Event(), runner.run
+
+    async def slow(*given: Any) -> Any:
+        try:
+            return await run(*given)
+        except asyncio.CancelledError:
+            await asyncio.to_thread(stopping.wait)
+            raise
+
+    runner.run = slow  # type: ignore[method-assign]
+    runner.gated()
+    job = endpoint(server).run(JOB)
+    while job.status() != "IN_PROGRESS":
+        pass
+    assert job.cancel(timeout=LONG_S)["status"] == "CANCELLED"
+    told = server.http.get(f"/v2/x/status/{job.job_id}").json()
+    stopping.set()
+    assert told["status"] == "CANCELLED"
+
+
+def test_a_stream_ends_with_the_job(server: Server, runner: FakeRunner, endpoint: Endpoint) -> None:
+    gate = runner.gated()
+    job = endpoint(server).run(JOB)
+    told = server.http.get(f"/v2/x/stream/{job.job_id}").json()
+    assert (told["status"] in ("IN_QUEUE", "IN_PROGRESS"), told["stream"]) == (True, [])
+    gate.set()
+    assert list(job.stream()) == []
+    assert job.status() == "COMPLETED"
+
+
+def test_the_queue_can_be_emptied(server: Server, runner: FakeRunner, endpoint: Endpoint) -> None:
+    gate = runner.gated()
+    client = endpoint(server)
+    first = client.run(JOB)
+    while first.status() != "IN_PROGRESS":
+        pass
+    waiting = [client.run({**JOB, "hotwords": word}) for word in "ab"]
+    assert client.purge_queue(timeout=LONG_S) == {"removed": 2, "status": "completed"}
+    assert [job.status() for job in waiting] == ["CANCELLED"] * 2
+    gate.set()
+    assert first.output(timeout=LONG_S)["segments"]
+
+
+def test_a_time_limit_is_kept(server: Server, runner: FakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "LIMITS_MS", (1, 10_000))
+    runner.gated()
+    body = {"input": JOB, "policy": {"executionTimeout": 50}}
+    told = server.http.post("/v2/x/runsync", json=body).json()
+    assert (told["status"], told["error"].partition(":")[0]) == ("TIMED_OUT", "timed_out")
+
+
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        ({"executionTimeout": 4_999}, "from 5000"),
+        ({"executionTimeout": True}, "whole milliseconds"),
+        ({"executionTimeout": "60000"}, "whole milliseconds"),
+        ({"ttl": 60_000}, "ttl is nothing that this server offers"),
+        ({"lowPriority": True}, "lowPriority is nothing"),
+        ([], "policy must be an object"),
+    ],
+)
+def test_a_policy_that_cannot_be_kept_is_refused(server: Server, policy: object, told: str) -> None:
+    answer = server.http.post("/v2/x/run", json={"input": JOB, "policy": policy})
+    assert answer.status_code == 400
+    assert told in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "policy", [None, {}, {"executionTimeout": None, "lowPriority": False}, {"executionTimeout": 3_600_000}]
+)
+def test_a_policy_that_can_is_taken(server: Server, policy: object) -> None:
+    assert server.http.post("/v2/x/runsync", json={"input": JOB, "policy": policy}).json()["status"] == "COMPLETED"
+
+
+@pytest.mark.asyncio
+async def test_the_asynchronous_client(serve: Serve, runner: FakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve()
+    monkeypatch.setattr(runpod, "endpoint_url_base", server.url + "/v2")
+    async with aiohttp.ClientSession() as session:
+        client = runpod.AsyncioEndpoint("any-id", session, api_key="key")
+        job = await client.run(JOB)
+        assert (await job.output(timeout=LONG_S))["segments"]
+        gate = runner.gated()
+        other = await client.run({**JOB, "hotwords": "x"})
+        assert (await other.cancel())["status"] == "CANCELLED"
+        gate.set()
+        assert (await client.purge_queue())["removed"] == 0
+        assert (await client.health())["jobs"]["completed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        ("ready", {"idle": 1, "ready": 1}),
+        ("starting", {"initializing": 1}),
+        ("down", {"unhealthy": 1}),
+        ("unfit", {"unhealthy": 1}),
+    ],
+)
+def test_workers_are_as_the_engine_is(
+    server: Server, monkeypatch: pytest.MonkeyPatch, state: str, told: dict[str, int]
+) -> None:
+    monkeypatch.setattr(routes, "state_of", lambda *_: state)
+    workers = server.http.get("/v2/x/health").json()["workers"]
+    assert {name: count for name, count in workers.items() if count} == told

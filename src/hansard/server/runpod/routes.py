@@ -1,8 +1,9 @@
 """RunPod's own API in front of this server: a caller of an endpoint changes its base URL and nothing else.
 
-The routes lie under any endpoint's id, with or without `/v2` before it, and under no id at all. Two things differ: an
-input that no worker would take is refused at once (400) and not with a failed job, and `policy` and `s3Config`, of
-which this server has nothing to offer, are refused by name.
+The routes lie under any endpoint's id, with or without `/v2` before it, and under no id at all. What differs: an input
+that no worker would take is refused at once (400) and not with a failed job; of `policy` there is `executionTimeout`
+only; `s3Config` and `/retry` are not offered, and refused by name. `/stream` streams nothing, as with this product's
+own worker, which gives its answer whole.
 """
 
 from __future__ import annotations
@@ -10,23 +11,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from hansard.errors import HansardError, RequestError
+from hansard.errors import ForbiddenError, HansardError, RequestError
+from hansard.health import State
 from hansard.server import asking
-from hansard.server.context import Core, JobId, Who, settings_of
+from hansard.server.context import Core, Given, JobId, Who, settings_of
+from hansard.server.health import state_of
 from hansard.server.job import Job, Submission
 from hansard.server.jobs import JobCore
 from hansard.server.native import checked_webhook
-from hansard.server.runpod.views import STATUSES, RunStatus, status
+from hansard.server.runpod.views import RunStatus, Status, status, status_of
 from hansard.server.uploads import Form, received
 from hansard.settings import Settings
 
 ROOTS = ("", "/{endpoint_id}", "/v2/{endpoint_id}")
-FIELDS = ("input", "webhook")
+FIELDS = ("input", "webhook", "policy")
+LIMITS_MS = (5_000, 7 * 86_400_000)  # of `executionTimeout`, as at RunPod
 ANY_ID = {
     "name": "endpoint_id",
     "in": "path",
@@ -68,6 +72,21 @@ class Health(BaseModel):
     workers: Workers
 
 
+class Streamed(BaseModel):
+    """What a job gave since the last look: this product's worker gives nothing before its answer."""
+
+    id: str
+    status: Status
+    stream: list[dict[str, Any]] = []
+
+
+class Purged(BaseModel):
+    """What became of the queue."""
+
+    removed: int = Field(description="jobs that waited, and are cancelled now")
+    status: Literal["completed"] = "completed"
+
+
 def _body() -> dict[str, Any]:
     """The body of a run, as OpenAPI tells it."""
     schema = {
@@ -78,6 +97,19 @@ def _body() -> dict[str, Any]:
                 "type": ["string", "null"],
                 "format": "uri",
                 "description": "URL that is sent the final status",
+            },
+            "policy": {
+                "type": ["object", "null"],
+                "description": "how long the job may be worked on",
+                "properties": {
+                    "executionTimeout": {
+                        "type": "integer",
+                        "minimum": LIMITS_MS[0],
+                        "maximum": LIMITS_MS[1],
+                        "description": "milliseconds of work after which the job ends as TIMED_OUT",
+                    }
+                },
+                "additionalProperties": False,
             },
         },
         "required": ["input"],
@@ -91,7 +123,7 @@ def _body() -> dict[str, Any]:
 async def run(request: Request, who: Who, core: Core) -> dict[str, Any]:
     """Take a job and answer at once."""
     job = await _submitted(request, who.owner, core)
-    return {"id": job.id, "status": STATUSES[job.state]}
+    return {"id": job.id, "status": status_of(job)}
 
 
 async def runsync(
@@ -122,10 +154,23 @@ async def cancel(job_id: JobId, who: Who, core: Core) -> dict[str, Any]:
         stopping.add_done_callback(_stopped)
         await asyncio.wait([stopping], timeout=CANCEL_S)
         job = core.get(job_id, who.owner)
-    return {"id": job.id, "status": STATUSES[job.state] if job.is_final else "CANCELLED"}
+    return {"id": job.id, "status": status_of(job)}
 
 
-async def health(who: Who, core: Core) -> Health:
+async def stream(job_id: JobId, who: Who, core: Core) -> Streamed:
+    """Where a job stands, for a caller who reads its answer as it comes."""
+    job = core.get(job_id, who.owner)
+    return Streamed(id=job.id, status=status_of(job))
+
+
+async def purge(who: Who, core: Core) -> Purged:
+    """Stop those of the caller's jobs that are not being worked on."""
+    if who.shared:
+        raise ForbiddenError("strangers share this queue, so none may empty it; give a key of yours")
+    return Purged(removed=core.purge(who.owner))
+
+
+async def health(request: Request, who: Who, core: Core, settings: Given) -> Health:
     """The caller's jobs, and how busy the server is."""
     counts = core.counts(who.owner)
     jobs = Jobs(
@@ -135,9 +180,15 @@ async def health(who: Who, core: Core) -> Health:
         inQueue=counts.get("queued", 0),
         retried=0,
     )
-    idle = core.at_once - core.running
-    workers = Workers(idle=idle, initializing=0, ready=idle, running=core.running, throttled=0, unhealthy=0)
-    return Health(jobs=jobs, workers=workers)
+    return Health(jobs=jobs, workers=_workers(state_of(request.app.state.runner, settings), core))
+
+
+def _workers(state: State, core: JobCore) -> Workers:
+    """The places for jobs as workers: all of them are as the engine is."""
+    idle = core.at_once - core.running if state == "ready" else 0
+    starting, sick = (core.at_once * (state in states) for states in (("starting",), ("down", "unfit")))
+    running = core.running
+    return Workers(idle=idle, initializing=starting, ready=idle, running=running, throttled=0, unhealthy=sick)
 
 
 def _add_routes() -> None:
@@ -150,6 +201,8 @@ def _add_routes() -> None:
         _add(f"{root}/runsync", runsync, "POST", "Send a job and wait for it", made | job)
         _add(f"{root}/status/{{job_id}}", told, "GET", "Ask for a job", shown | job)
         _add(f"{root}/cancel/{{job_id}}", cancel, "POST", "Stop a job", shown | job)
+        _add(f"{root}/stream/{{job_id}}", stream, "GET", "Read a job's answer as it comes", shown)
+        _add(f"{root}/purge-queue", purge, "POST", "Empty the queue", shown)
         if root:
             _add(f"{root}/health", health, "GET", "Ask for the queue", shown)
 
@@ -179,9 +232,26 @@ def _submission(form: Form, owner: str, settings: Settings) -> Submission:
     if not isinstance(fields, dict):
         raise RequestError("input must be an object of named fields")
     webhook = checked_webhook(form.json.get("webhook"))
+    limit_s = _limit_s(form.json.get("policy"))
     asked = asking.request_from(fields, None, settings)
-    digest = asking.sameness(owner, asked, None, "runpod", webhook)
-    return Submission(asked, owner=owner, digest=digest, webhook=webhook, webhook_shape="runpod")
+    digest = asking.sameness(owner, asked, None, "runpod", webhook, limit_s)
+    return Submission(asked, owner=owner, digest=digest, webhook=webhook, webhook_shape="runpod", limit_s=limit_s)
+
+
+def _limit_s(policy: object) -> float | None:
+    """The seconds of work that a policy allows. Raises RequestError."""
+    given = {} if policy is None else policy
+    if not isinstance(given, dict):
+        raise RequestError("policy must be an object")
+    strange = [name for name, value in given.items() if name != "executionTimeout" and value]
+    if strange:
+        raise RequestError(f"policy: {strange[0][:60]} is nothing that this server offers; leave it out")
+    limit, (least, most) = given.get("executionTimeout"), LIMITS_MS
+    if limit is None:
+        return None
+    if not isinstance(limit, int) or isinstance(limit, bool) or not least <= limit <= most:
+        raise RequestError(f"policy: executionTimeout must be whole milliseconds from {least} to {most}")
+    return limit / 1000
 
 
 async def _told(core: JobCore, job: Job) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from hansard.errors import CancelledError, TimeLimitError
 from hansard.server.job import Job, State
 from hansard.server.job_views import answer
 from hansard.transcript import Transcript
@@ -23,7 +24,7 @@ STATUSES: dict[State, Status] = {
 
 
 class RunStatus(BaseModel):
-    """A job; what is not known yet is left out. TIMED_OUT never comes: this server sets no time limits."""
+    """A job; what is not known yet is left out."""
 
     id: str
     status: Status
@@ -35,13 +36,21 @@ class RunStatus(BaseModel):
 
 def status(job: Job, transcript: Transcript | None) -> dict[str, Any]:
     """How a job is told; the transcript is that of a completed one."""
-    told = RunStatus(id=job.id, status=STATUSES[job.state], output=_output(job, transcript))
+    told = RunStatus(id=job.id, status=status_of(job), output=_output(job, transcript))
     if job.started is not None:
         told.delayTime = _milliseconds(job.started - job.created)
         told.executionTime = _milliseconds((job.finished or time.time()) - job.started) if job.is_final else None
     if job.state == "failed" and job.error:
         told.error = f"{job.error[0]}: {job.error[1]}"
     return told.model_dump(exclude_none=True)
+
+
+def status_of(job: Job) -> Status:
+    """A job's status; one that was told to stop is cancelled, although its engine takes a moment to do so."""
+    code = job.error[0] if job.error else None
+    if code == TimeLimitError.code:
+        return "TIMED_OUT"
+    return "CANCELLED" if code == CancelledError.code else STATUSES[job.state]
 
 
 def _output(job: Job, transcript: Transcript | None) -> dict[str, Any] | None:

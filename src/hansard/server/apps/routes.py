@@ -1,7 +1,8 @@
 """Endpoints of apps that were written for other servers: they wait for the answer on their connection.
 
 Each takes a form whose part `file` is the recording, or JSON with a source in `audio`, and beside it any field of a
-request. `asr` has those of whisper-asr-webservice.
+request; `language=auto`, as apps have it in WHISPER_LANGUAGE, means that none is given. `asr` has those of
+whisper-asr-webservice.
 """
 
 from __future__ import annotations
@@ -34,20 +35,27 @@ router = APIRouter(tags=["apps"])
 
 Fields = dict[str, object]
 
+AUTO = "auto"  # a language that is no language
+FORMAT = "response_format"  # of OpenAI's endpoint, for which apps are written
+
+ELSEWHERE = {"task": "the job to /v1/jobs", FORMAT: "the recording to /v1/audio/transcriptions"}
+"""Where to go with another value of a field that has only one here."""
+
 
 class Health(BaseModel):
-    """That the server lives, and what transcribes where no model is named; null where an endpoint on RunPod decides."""
+    """That the server lives, and DEFAULT_MODEL or what stands in for it; null where an endpoint decides."""
 
     status: str = Field(examples=["ok"])
     model: str | None = Field(examples=["large-v3"])
 
 
-class Heard(BaseModel):
-    """What was said."""
+class Heard(BaseModel, extra="allow"):
+    """What was said, and beside it each of the job's `output_formats` under its own name."""
 
     text: str
-    language: str
+    language: str = Field(description="of the text: what is spoken, or translated into", examples=["en"])
     segments: list[Segment]
+    warnings: list[str] = Field(description="what had to be given up")
 
 
 class Details(BaseModel):
@@ -81,13 +89,24 @@ class Transcribed(Processed):
     language: str
 
 
-def documented(model: type[BaseModel], task: str | None = None) -> dict[str, Any]:
-    """What FastAPI is to know of an endpoint that reads its body itself."""
+def documented(model: type[BaseModel], beside: Mapping[str, Any]) -> dict[str, Any]:
+    """What FastAPI is to know of an endpoint that reads its body itself; `beside` are fields not as a job has them."""
+    language: dict[str, Any] = asking.fields_schema()["properties"]["language"]
+    language = {**language, "anyOf": [*language["anyOf"], {"type": "string", "const": AUTO}]}
     return {
         "response_class": Response,
         "responses": {200: {"model": model}},
-        "openapi_extra": {"requestBody": asking.bodies(asking.task_schema(task) if task else {}, {"language": "en"})},
+        "openapi_extra": {"requestBody": asking.bodies({"language": language, **beside}, {"language": "en"})},
     }
+
+
+_ONLY_JSON = {
+    FORMAT: {
+        "anyOf": [{"type": "string", "enum": ["json"]}, {"type": "null"}],
+        "default": "json",
+        "description": "always json; the others are at /v1/audio/transcriptions",
+    }
+}
 
 
 @router.get("/health", summary="Is the server there, and with which model?")
@@ -96,14 +115,16 @@ async def health(request: Request) -> Health:
     return Health(status="ok", model=await asyncio.to_thread(_model, settings_of(request)))
 
 
-@router.post("/transcribe", summary="Transcribe, in short", **documented(Heard))
+@router.post("/transcribe", summary="Transcribe, in short", **documented(Heard, _ONLY_JSON))
 async def transcribe(request: Request, who: Who) -> Response:
     """What was said, for an app whose WHISPER_API_URL is this address."""
-    return await _answered(request, who, {}, heard)
+    return await _answered(request, who, {FORMAT: "json"}, heard)
 
 
 @router.post(
-    "/api/audio/transcribe", summary="Transcribe, with all that is known", **documented(Transcribed, "transcribe")
+    "/api/audio/transcribe",
+    summary="Transcribe, with all that is known",
+    **documented(Transcribed, asking.task_schema("transcribe")),
 )
 async def audio_transcribe(request: Request, who: Who) -> Response:
     """What was said, with everything that is known of it, and what did the work."""
@@ -117,7 +138,9 @@ async def audio_transcribe(request: Request, who: Who) -> Response:
 
 
 @router.post(
-    "/api/diarization/process", summary="Diarize, with all that is known", **documented(Processed, "diarization")
+    "/api/diarization/process",
+    summary="Diarize, with all that is known",
+    **documented(Processed, asking.task_schema("diarization")),
 )
 async def diarization_process(request: Request, who: Who) -> Response:
     """Who spoke when, without the words."""
@@ -132,7 +155,14 @@ async def diarization_process(request: Request, who: Who) -> Response:
 def heard(asked: Asked, transcript: Transcript) -> dict[str, Any]:
     """The short answer."""
     whole = answer(asked, transcript)
-    return {"text": plain(transcript), "language": transcript.language, "segments": whole["segments"]}
+    translated = asked.task == "translate"
+    return {
+        "text": plain(transcript),
+        "language": (asked.target_language or "en") if translated else transcript.language,
+        "segments": whole["transcriptions" if asked.task == "transcription" else "segments"],
+        "warnings": whole["warnings"],
+        **{name: whole[name] for name in asked.output_formats},
+    }
 
 
 async def _answered(
@@ -150,15 +180,23 @@ def _submission(form: Form, fixed: Fields, who: Caller, settings: Settings) -> S
     fields = asking.given(form)
     for name, value in fixed.items():
         if fields.get(name) not in (None, value):
-            raise RequestError(f"{name} is always {value} here; leave it out, or send the job to /v1/jobs")
-    return submission_of(fields | fixed, asking.only_file(form, "file"), who, settings)
+            raise RequestError(f"{name} is always {value} here; leave it out, or send {ELSEWHERE[name]}")
+    fields |= fixed
+    if FORMAT in fixed:  # of the answer, not of the job
+        del fields[FORMAT]
+    return submission_of(fields, asking.only_file(form, "file"), who, settings)
 
 
 def submission_of(fields: Mapping[str, object], upload: Upload | None, who: Caller, settings: Settings) -> Submission:
     """A job that its caller waits for. Raises RequestError."""
-    asked = asking.request_from(fields, upload, settings)
+    given = {name: value for name, value in fields.items() if name != "language" or not _is_auto(value)}
+    asked = asking.request_from(given, upload, settings)
     same = digest(who.owner, upload.sha256 if upload else "", asked)
     return Submission(asked, upload.path if upload else None, who.owner, same, awaited=True)
+
+
+def _is_auto(language: object) -> bool:
+    return isinstance(language, str) and language.strip().lower() == AUTO
 
 
 def _model(settings: Settings) -> str | None:

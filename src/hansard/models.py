@@ -22,17 +22,33 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from hansard.errors import ModelError, ModelMissingError
-from hansard.hub import Hub
+from hansard.hub import File, Hub
 from hansard.settings import Settings
 from hansard.transcript import Report
 
 WEIGHTS = frozenset({".bin", ".safetensors", ".pt", ".ckpt", ".nemo"})
+
+REMEMBERED = 1000  # repositories whose size is known because the hub told it
 
 _FOLDER = re.compile(r"[^\W_][\w.+@ -]{0,127}")  # one component, never hidden, never `..`
 _REPOSITORY = re.compile(r"(?!.*(--|\.\.))([A-Za-z0-9][\w.-]{0,95})/([A-Za-z0-9][\w.-]{0,95})(?<![.-])", re.ASCII)
 
 
 def _silent(_: float) -> None: ...
+
+
+_sizes: dict[tuple[str, str], int] = {}  # of repositories that the hub was asked about, by its address and their name
+
+
+class _Asked(Hub):
+    """A hub of which it is remembered how large repositories are, once it has told."""
+
+    def files(self, repository: str) -> tuple[str, list[File]]:
+        revision, files = super().files(repository)
+        while len(_sizes) >= REMEMBERED:
+            _sizes.pop(next(iter(_sizes)), None)
+        _sizes[self._endpoint, repository] = sum(file.size for file in files)
+        return revision, files
 
 
 class Models:
@@ -109,6 +125,12 @@ class Models:
         """
         return sum(file.size for file in self._hub_for(name).files(name)[1])
 
+    def known_size(self, name: str) -> int | None:
+        """Bytes of a model that is on this machine, or that the hub has told of before; asks nobody."""
+        if folder := self.find(name):
+            return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        return _sizes.get((self.settings.hf_endpoint.rstrip("/"), name))
+
     def _places(self, name: str) -> Iterator[Path | None]:
         """Where a model of this name would lie, best first."""
         settings = self.settings
@@ -132,7 +154,10 @@ class Models:
         return {name for name in named if name and Path(name).is_absolute()}
 
     def _hub_for(self, name: str) -> Hub:
-        """The hub, to be asked for a model that is not here. Raises ModelMissingError where the name is no hub's."""
+        """The hub, to be asked for a model that is not here.
+
+        Raises ModelMissingError where the name is no hub's, or the hub may not be asked: no second try changes either.
+        """
         if name in self._folders_of_the_operator():
             raise ModelMissingError(
                 "a folder named by DEFAULT_MODEL, DIARIZATION_MODEL or ALIGN_MODELS holds no whole model; correct it"
@@ -144,7 +169,12 @@ class Models:
                 "or a repository of the model hub, owner/name"
             )
         settings = self.settings
-        return Hub(settings.hf_endpoint, settings.hf_home / "hub", self._token, settings.hf_hub_offline)
+        if settings.hf_hub_offline:
+            raise ModelMissingError(
+                f"{name} is not on this machine and HF_HUB_OFFLINE is set: "
+                "set it to false, or put the model's folder under MODELS_DIR"
+            )
+        return _Asked(settings.hf_endpoint, settings.hf_home / "hub", self._token)
 
 
 def shown(model: str) -> str:

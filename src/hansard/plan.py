@@ -6,10 +6,12 @@ two, loads nothing and touches no GPU.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from hansard.allowance import memory
 from hansard.diarizers import DIARIZERS
-from hansard.errors import ModelError, RequestError, SettingsError, UnsupportedError
+from hansard.errors import ModelError, ModelMissingError, RequestError, SettingsError, UnsupportedError
 from hansard.models import Models, shown
 from hansard.request import Request
 from hansard.settings import Settings
@@ -29,6 +31,12 @@ GPU_TRANSCRIBER = "large-v3"
 GPU_DIARIZER = "pyannote/speaker-diarization-community-1"
 CPU_TRANSCRIBER = "sphinx"
 CPU_DIARIZER = "embedded"
+
+STORED = {"whisper": 2, "voxtral": 2, "canary": 2}
+"""Bytes of a weight in the files of a backend's models. Of the others they are loaded as they are."""
+
+USED = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""The same in memory, by COMPUTE_TYPE; of Whisper's other arithmetics, which are int8's, 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +77,10 @@ class Plan:
 def check(request: Request, settings: Settings) -> Plan:
     """Choose the backends; refuse what they cannot do and weights that they cannot have.
 
-    Raises RequestError for an unknown model, UnsupportedError naming every option that cannot be honoured, ModelError
-    for weights out of reach, EngineMissingError for a package that is not installed. Without any token, a diarizer out
-    of reach costs a job that asked for `diarization` only the speakers, and the plan's warnings say so, unless
-    DIARIZATION_REQUIRED.
+    Raises ModelMissingError for an unknown model, UnsupportedError naming every option that cannot be honoured,
+    ModelError for weights out of reach, EngineMissingError for a package that is not installed. Without any token, a
+    diarizer out of reach costs a job that asked for `diarization` only the speakers, and the plan's warnings say so,
+    unless DIARIZATION_REQUIRED.
     """
     models = Models(settings, request.huggingface_access_token)
     transcriber = _transcriber_for(request, models)
@@ -82,6 +90,7 @@ def check(request: Request, settings: Settings) -> Plan:
         raise UnsupportedError("; ".join(problems))
     if transcriber:
         TRANSCRIBERS[transcriber.backend].check(transcriber.model, request, models)
+        refuse_too_large(transcriber, known_size(transcriber, models), settings)
     diarizer, warnings = _diarizer_in_reach(diarizer, request, models)
     wants_words = (
         request.align_output
@@ -89,6 +98,40 @@ def check(request: Request, settings: Settings) -> Plan:
         or (_captions(request) and not can.word_times)  # whose segments would be captions of half a minute
     )
     return Plan(transcriber, diarizer, align=wants_words and can.needs_alignment, warnings=warnings)
+
+
+def refuse_too_large(choice: Choice, size: int | None, settings: Settings) -> None:
+    """Refuse a model that only a GPU could hold on a machine without one; `size` is of its files, None: not known.
+
+    Raises UnsupportedError.
+    """
+    if size is None or settings.on_gpu or fits_without_gpu(choice, size, settings):
+        return
+    needs, has = in_memory(choice.backend, size, settings) / 1e9, memory().total / 1e9
+    raise UnsupportedError(
+        f"model {shown(choice.model)} needs a GPU here: its weights take {needs:.1f} GB in memory, of which "
+        f"{has:.1f} GB may be used; use a machine with a GPU, or a smaller model"
+    )
+
+
+def fits_without_gpu(choice: Choice, size: int, settings: Settings) -> bool:
+    """Can this process hold a model whose files have this size in the memory that it may use?"""
+    return in_memory(choice.backend, size, settings) <= memory().total
+
+
+def in_memory(backend: str, size: int, settings: Settings) -> int:
+    """Bytes that files of this size become in a CPU's memory: models are published in half precision."""
+    if backend not in STORED:
+        return size
+    arithmetic = settings.compute_type or ("int8" if backend == "whisper" else "float32")
+    return size * USED.get(arithmetic, 1) // STORED[backend]
+
+
+def known_size(choice: Choice, models: Models) -> int | None:
+    """Bytes of a transcriber's files, where that is known without asking anybody; none for a service's."""
+    repositories = TRANSCRIBERS[choice.backend].models.get(choice.model, (choice.model,))
+    sizes = [models.known_size(name) for name in repositories]
+    return None if None in sizes else sum(size or 0 for size in sizes)
 
 
 def _captions(request: Request) -> bool:
@@ -130,7 +173,7 @@ def default_diarizer(models: Models) -> Choice:
 def _transcriber_for(request: Request, models: Models) -> Choice | None:
     if request.task == "diarization":
         return None
-    return transcriber_named(request.model, models) if request.model else default_transcriber(models)
+    return _asked_for(transcriber_named, request.model, models) if request.model else default_transcriber(models)
 
 
 def _diarizer_for(request: Request, models: Models) -> Choice:
@@ -140,7 +183,20 @@ def _diarizer_for(request: Request, models: Models) -> Choice:
     if request.model in _names(DIARIZERS):
         return diarizer_named(request.model, models)
     known = ", ".join(_names(DIARIZERS))
-    raise _no_diarizer(request.model, known)
+    raise ModelMissingError(_no_diarizer(request.model, known))
+
+
+def _asked_for(find: Callable[[str, Models], Choice], name: str, models: Models) -> Choice:
+    """What a job names. Raises ModelMissingError where there is no such model: the same name is a mistake in a setting.
+
+    Raises UnsupportedError where there is one, but not for this task.
+    """
+    try:
+        return find(name, models)
+    except UnsupportedError:
+        raise
+    except RequestError as error:
+        raise ModelMissingError(error.sentence) from None
 
 
 def transcriber_named(name: str, models: Models) -> Choice:
@@ -151,7 +207,7 @@ def transcriber_named(name: str, models: Models) -> Choice:
         if name in cls.models:
             return Choice(backend, name)
     if name in _names(DIARIZERS):
-        raise RequestError(f"model {name} is a diarizer; ask for task: diarization, or leave out model")
+        raise UnsupportedError(f"model {name} is a diarizer; ask for task: diarization, or leave out model", "model")
     if taker := _taker(name, models):
         return Choice(taker, name)
     known = ", ".join([*_names(TRANSCRIBERS), *(folder for folder in models.names() if _taker(folder, models))])
@@ -173,11 +229,11 @@ def diarizer_named(name: str, models: Models) -> Choice:
             return Choice(backend, name)
     if models.kind(name) == "pyannote" or (models.find(name) is None and models.is_repository(name)):
         return Choice("pyannote", name)
-    raise _no_diarizer(name, ", ".join([*_names(DIARIZERS), *models.names("pyannote")]))
+    raise RequestError(_no_diarizer(name, ", ".join([*_names(DIARIZERS), *models.names("pyannote")])))
 
 
-def _no_diarizer(name: str, known: str) -> RequestError:
-    return RequestError(f"model {name[:100]!r} is no known diarizer; known diarizers: {known}")
+def _no_diarizer(name: str, known: str) -> str:
+    return f"model {name[:100]!r} is no known diarizer; known diarizers: {known}"
 
 
 def _names(table: dict[str, type]) -> list[str]:

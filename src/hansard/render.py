@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from hansard.speakers.assign import pieces
@@ -134,14 +136,9 @@ def _vtt(transcript: Transcript) -> str:
 
 def _txt(transcript: Transcript) -> str:
     """One paragraph for each run of one speaker, a blank line between paragraphs."""
-    paragraphs: list[tuple[str | None, str]] = []
-    for segment in transcript.segments:
-        text = _one_line(segment.text)
-        if paragraphs and paragraphs[-1][0] == _name(segment):
-            paragraphs[-1] = (_name(segment), _joined(paragraphs[-1][1], text))
-        elif text:
-            paragraphs.append((_name(segment), text))
-    return "\n".join(f"{_spoken(text, speaker)}\n" for speaker, text in paragraphs)
+    said = [(_name(segment), text) for segment in transcript.segments if (text := _one_line(segment.text))]
+    runs = groupby(said, key=itemgetter(0))
+    return "\n".join(f"{_spoken(_joined([text for _, text in run]), speaker)}\n" for speaker, run in runs)
 
 
 def _tsv(transcript: Transcript) -> str:
@@ -157,10 +154,11 @@ def _tsv(transcript: Transcript) -> str:
 
 def _rttm(transcript: Transcript) -> str:
     """The speakers' turns for scoring tools; a turn of less than a millisecond is left out, they refuse it."""
+    names = {segment.speaker: segment.speaker_id for segment in transcript.segments if segment.speaker_id}
     rows = []
     for turn in transcript.turns:
         start, end = _milliseconds(turn.start), _milliseconds(turn.end)
-        speaker = "_".join(_one_line(turn.speaker).split()) or "<NA>"
+        speaker = "_".join(_one_line(names.get(turn.speaker, turn.speaker)).split()) or "<NA>"
         if end > start:
             times = f"{start / 1000:.3f} {(end - start) / 1000:.3f}"
             rows.append(f"SPEAKER recording 1 {times} <NA> <NA> {speaker} <NA> <NA>\n")
@@ -175,6 +173,15 @@ FORMATS: dict[str, Callable[[Transcript], str]] = {
     "rttm": _rttm,
 }
 """Every format of `request.OutputFormat`: its writer, from a transcript to the file's text."""
+
+MEDIA = {
+    "srt": "application/x-subrip; charset=utf-8",  # which, unlike text, has no charset that everybody takes for granted
+    "vtt": "text/vtt; charset=utf-8",
+    "txt": "text/plain; charset=utf-8",
+    "tsv": "text/tab-separated-values; charset=utf-8",
+    "rttm": "text/plain; charset=utf-8",
+}
+"""The media type of each, as UTF-8."""
 
 
 def _cues(transcript: Transcript, *, labelled: bool) -> list[Cue]:
@@ -268,10 +275,13 @@ def _spoken(text: str, speaker: str | None) -> str:
     return f"{name}: {text}" if name else text
 
 
-def _joined(before: str, after: str) -> str:
-    """Two texts as one, with a space between them where their script uses spaces."""
-    tight = _SPACELESS.match(before[-1:]) and _SPACELESS.match(after[:1])
-    return before + after if tight else f"{before} {after}".strip()
+def _joined(texts: Sequence[str]) -> str:
+    """Texts as one, with a space between two where their script uses spaces; none of them is empty."""
+    parts = list(texts[:1])
+    for before, after in pairwise(texts):
+        tight = _SPACELESS.match(before[-1]) and _SPACELESS.match(after[0])
+        parts += [after] if tight else [" ", after]
+    return "".join(parts)
 
 
 def _one_line(text: str) -> str:

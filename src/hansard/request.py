@@ -7,6 +7,7 @@ Strict types, no unknown names, null means "the default". Callers of the known w
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -41,15 +42,23 @@ SETTINGS_NOT_FIELDS: dict[str, str] = {
 }
 
 MOST_PROBLEMS = 20  # told at once; a job with more is not a slip of the pen
+LONGEST_NAME = 60  # characters of a name that are told again
+
+_REGION = re.compile(r"(-.*|_[a-z0-9]{2,4}([-_.].*)?)\Z", re.DOTALL)  # after a language: en-US, zh_Hant_TW, fr_FR.UTF-8
 
 Source = Annotated[str, StringConstraints(min_length=1)]
 Language = Annotated[
     str,
-    BeforeValidator(lambda value: value.strip().lower().split("-")[0] if isinstance(value, str) else value),
+    BeforeValidator(lambda value: _REGION.sub("", value.strip().lower()) if isinstance(value, str) else value),
     StringConstraints(pattern=r"^([a-z]{2,3}|multi)$"),
-    WithJsonSchema({"type": "string", "pattern": r"^\s*([A-Za-z]{2,3}|[Mm][Uu][Ll][Tt][Ii])(-.*)?\s*$"}),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": r"^\s*([A-Za-z]{2,3}|[Mm][Uu][Ll][Tt][Ii])(-.*|_[A-Za-z0-9]{2,4}([-_.].*)?)?\s*$",
+        }
+    ),
 ]
-"""A code such as `en`; `EN` and `en-US` mean the same. `multi` decides anew for each stretch of speech."""
+"""A code such as `en`; `EN`, `en-US` and `en_US` mean the same. `multi` decides anew for each stretch of speech."""
 Count = Annotated[int, Field(ge=1, le=50)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -254,8 +263,9 @@ def _canonical(payload: dict[Any, Any]) -> tuple[dict[str, Any], list[str]]:
     owner = {alias: name for name, aliases in ALIASES.items() for alias in aliases}
     for key, value in payload.items():
         name = owner.get(key, key)
-        if len(problems) < MOST_PROBLEMS and (problem := _bad_name(key)):
-            problems.append(problem)
+        if name not in Request.model_fields:
+            if len(problems) < MOST_PROBLEMS:
+                problems.append(_bad_name(key))
         elif value is None:
             continue
         elif name in given:
@@ -276,22 +286,21 @@ def _wrong_kind_of_audio(key: str | None, value: object) -> list[str]:
     return []
 
 
-def _bad_name(key: object) -> str | None:
-    """The sentence for a name that is no field, or None."""
-    known = [*Request.model_fields, *(alias for aliases in ALIASES.values() for alias in aliases)]
-    if key in known:
-        return None
+def _bad_name(key: object) -> str:
+    """The sentence for a name that is no field."""
     if key in SETTINGS_NOT_FIELDS:
         variable = SETTINGS_NOT_FIELDS[str(key)]
         return f"{key} is a setting of the worker, not a field of a job; set the environment variable {variable}"
-    near = difflib.get_close_matches(str(key), known, n=1)
+    known = [*Request.model_fields, *(alias for aliases in ALIASES.values() for alias in aliases)]
+    name = str(key)
+    near = difflib.get_close_matches(name, known, n=1) if len(name) <= LONGEST_NAME else []
     hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{str(key)[:60]} is not a field of a job{hint}"
+    return f"{name[:LONGEST_NAME]} is not a field of a job{hint}"
 
 
 def _sentence(error: dict[str, Any]) -> str:
     """One pydantic error in our words: where, then what."""
-    where = ".".join(str(part) for part in error["loc"])
+    where = ".".join(str(part)[:LONGEST_NAME] for part in error["loc"])
     what = str(error["msg"]).removeprefix("Value error, ")
     if where == "audio" and error["type"] == "missing":
         return "audio is missing: give audio, audio_url, audio_file or audio_base64"

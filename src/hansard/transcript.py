@@ -78,11 +78,24 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True)
+class Sureness:
+    """How sure a transcriber was of a text: the mean log-probability of its tokens, and how likely nothing was said.
+
+    `temperature` is the one at which the text was decoded.
+    """
+
+    temperature: float
+    logprob: float
+    no_speech: float
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A stretch of text by one speaker; `words` is empty where there are no word times.
 
     `language` is set where it was decided for this segment alone. `speaker_id` is the enrolled voice that the speaker
-    was recognised as, `similarity` the cosine between the two, -1 to 1.
+    was recognised as, `similarity` the cosine between the two, -1 to 1. `sureness` is there where the transcriber
+    tells; it is that of everything which was decoded together with this text.
     """
 
     start: float
@@ -93,6 +106,7 @@ class Segment:
     language: str | None = None
     speaker_id: str | None = None
     similarity: float | None = None
+    sureness: Sureness | None = None
 
 
 @dataclass(frozen=True, slots=True)

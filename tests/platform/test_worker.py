@@ -235,7 +235,7 @@ def test_bad_request(platform: FakePlatform, clip: bytes, wrong: dict[str, Any],
     url = platform.serve("unwanted.ogg", clip)
     before = platform.requests_for("unwanted.ogg")
     final = _done(platform, {"audio": url} | wrong)
-    _check_refusal(final, ("invalid_request", "unsupported"))
+    _check_refusal(final, ("invalid_request", "unsupported", "model_not_found"))
     assert all(sentence in final.error for sentence in sentences), final.error
     assert platform.requests_for("unwanted.ogg") == before == 0
 

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from fake_runner import FakeRunner, Play
 
+from hansard import joblog, render
 from hansard.errors import AudioError
 from hansard.server import native, waiting
 from hansard.transcript import Transcript
@@ -101,19 +102,49 @@ def test_the_result_in_every_format(server: Server) -> None:
         ["stage transcribe took 0.250 s"],
     )
     starts = {
-        "srt": "1\n00:00:00,500 -->",
-        "vtt": "WEBVTT\n",
-        "txt": "SPEAKER_00: good",
-        "tsv": "start\tend\t",
-        "rttm": "SPEAKER rec",
+        "srt": ("1\n00:00:00,500 -->", "application/x-subrip; charset=utf-8"),
+        "vtt": ("WEBVTT\n", "text/vtt; charset=utf-8"),
+        "txt": ("SPEAKER_00: good", "text/plain; charset=utf-8"),
+        "text": ("SPEAKER_00: good", "text/plain; charset=utf-8"),
+        "tsv": ("start\tend\t", "text/tab-separated-values; charset=utf-8"),
+        "rttm": ("SPEAKER rec", "text/plain; charset=utf-8"),
     }
-    for name, start in starts.items():
+    for name, (start, kind) in starts.items():
         text = server.http.get(address, params={"format": name})
         assert text.text.startswith(start), name
-        assert "charset=utf-8" in text.headers["content-type"]
+        assert text.headers["content-type"] == kind
 
 
-@pytest.mark.parametrize(("fields", "format"), [({}, "rttm"), ({"task": "diarization"}, "srt")])
+def test_the_result_in_openais_shapes(server: Server) -> None:
+    job = sent(server, diarization=True, align_output=True)
+    ended(server, job["id"])
+    address = f"/v1/jobs/{job['id']}/result"
+    verbose = server.http.get(address, params={"format": "verbose_json"})
+    assert verbose.headers["content-type"] == "application/json"
+    told = verbose.json()
+    assert (told["language"], told["text"], len(told["words"])) == ("english", "good morning hello", 3)
+    assert [segment["speaker"] for segment in told["segments"]] == ["SPEAKER_00", "SPEAKER_01"]
+    told = server.http.get(address, params={"format": "diarized_json"}).json()
+    assert [(segment["id"], segment["speaker"]) for segment in told["segments"]] == [("seg_0", "A"), ("seg_1", "B")]
+
+
+def test_openais_shape_of_a_job_without_text(server: Server) -> None:
+    job = sent(server, task="diarization")
+    ended(server, job["id"])
+    told = server.http.get(f"/v1/jobs/{job['id']}/result", params={"format": "verbose_json"}).json()
+    assert (told["task"], told["num_speakers"], len(told["speakers"])) == ("diarization", 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "format"),
+    [
+        ({}, "rttm"),
+        ({}, "diarized_json"),
+        ({"task": "diarization"}, "srt"),
+        ({"task": "diarization"}, "text"),
+        ({"task": "diarization"}, "diarized_json"),
+    ],
+)
 def test_a_format_that_the_job_has_not_is_refused(serve: Serve, fields: dict[str, Any], format: str) -> None:
     empty = Transcript((), (), "en", None, 1.0, "fake", {})
     server = serve(FakeRunner(otherwise=Play(empty)))
@@ -121,6 +152,7 @@ def test_a_format_that_the_job_has_not_is_refused(serve: Serve, fields: dict[str
     ended(server, job["id"])
     answer = server.http.get(f"/v1/jobs/{job['id']}/result", params={"format": format})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported")
+    assert answer.json()["error"]["param"] == "format"
 
 
 def test_what_is_not_finished_has_no_result(server: Server, runner: FakeRunner) -> None:
@@ -331,3 +363,28 @@ def test_openapi_tells_the_body_and_the_answers(server: Server) -> None:
     assert upload["properties"]["file"]["format"] == "binary"
     assert post["responses"]["202"]["content"]["application/json"]["schema"]["$ref"].endswith("/JobView")
     assert "$defs" not in json.dumps(told)
+    result = told["paths"]["/v1/jobs/{job_id}/result"]["get"]
+    names = result["parameters"][-1]["schema"]["enum"]
+    assert set(names) == {"json", "verbose_json", "diarized_json", "text", *render.FORMATS}
+    kinds = {kind.split(";")[0] for kind in render.MEDIA.values()}
+    assert set(result["responses"]["200"]["content"]) == {"application/json", *kinds}
+
+
+def test_strangers_do_not_see_each_others_jobs_listed(serve: Serve) -> None:
+    server = serve(allow_anonymous=True)
+    job_id = server.http.post("/v1/jobs", json={"audio": URL}).json()["id"]
+    assert server.http.get("/v1/jobs").json() == {"jobs": []}
+    assert server.http.get(f"/v1/jobs/{job_id}").status_code == 200
+    refused = server.http.post("/v2/x/purge-queue")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+
+
+def test_a_jobs_own_token_is_in_hand_while_it_runs(server: Server, runner: FakeRunner) -> None:
+    gate = runner.gated()
+    token = "a-token-of-no-known-shape"
+    job_id = server.http.post("/v1/jobs", json={"audio": URL, "hf_token": token}).json()["id"]
+    assert token in joblog.secrets_in_hand()
+    gate.set()
+    while server.http.get(f"/v1/jobs/{job_id}").json()["state"] != "completed":
+        pass
+    assert token not in joblog.secrets_in_hand()

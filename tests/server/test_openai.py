@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fake_runner import TRANSCRIPT, FakeRunner, Play
 
 from conftest import Serve, Server
 from hansard import render
-from hansard.errors import CrashedError, NotAudioError, TokenMissingError
+from hansard.errors import CrashedError, ModelMissingError, NotAudioError, TokenMissingError
 from hansard.request import parse
 from hansard.server import jobs
 from hansard.server.openai import models as openai_models
@@ -84,6 +85,33 @@ def test_texts_are_strings(client: openai.OpenAI, name: Any, written: str) -> No
     assert told == render.FORMATS[written](TRANSCRIPT)
 
 
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        ({"response_format": "json"}, "application/json"),
+        ({"response_format": "verbose_json"}, "application/json"),
+        ({"response_format": "diarized_json"}, "application/json"),
+        ({"response_format": "text"}, "text/plain; charset=utf-8"),
+        ({"response_format": "srt"}, "application/x-subrip; charset=utf-8"),
+        ({"response_format": "vtt"}, "text/vtt; charset=utf-8"),
+        ({"stream": "true"}, "text/event-stream; charset=utf-8"),
+        ({"stream": "true", "response_format": "text"}, "text/event-stream; charset=utf-8"),
+        ({"stream": "true", "response_format": "diarized_json"}, "text/event-stream; charset=utf-8"),
+    ],
+    ids=" ".join,
+)
+def test_what_kind_of_text_comes(server: Server, runner: FakeRunner, fields: dict[str, str], kind: str) -> None:
+    french = replace(TRANSCRIPT.segments[0], text="déjà vu à Noël")
+    runner.otherwise = Play(replace(TRANSCRIPT, segments=(french,)))
+    told = server.http.post(URL, files={"file": SOUND}, data=fields)
+    assert (told.status_code, told.headers["content-type"]) == (200, kind)
+    if "stream" in fields:
+        assert (told.headers["cache-control"], told.headers["x-accel-buffering"]) == ("no-store", "no")
+        assert "d\\u00e9j\\u00e0 vu" in told.text
+    else:
+        assert "déjà vu" in told.text
+
+
 def test_verbose_json_has_segments_and_words(client: openai.OpenAI) -> None:
     told = client.audio.transcriptions.create(
         file=SOUND, model="whisper-1", response_format="verbose_json", timestamp_granularities=["word", "segment"]
@@ -107,7 +135,7 @@ def test_every_parameter_of_the_package_arrives(client: openai.OpenAI, runner: F
     client.audio.transcriptions.create(
         file=SOUND,
         model="turbo",
-        chunking_strategy={"type": "server_vad", "threshold": 0.75},
+        chunking_strategy={"type": "server_vad", "threshold": 0.75, "prefix_padding_ms": 300},
         keywords=["Hansard", "Westminster"],
         known_speaker_names=["ann", "bob"],
         known_speaker_references=["data:audio/wav;base64,AAAA", "data:audio/wav;base64,BBBB"],
@@ -122,10 +150,8 @@ def test_every_parameter_of_the_package_arrives(client: openai.OpenAI, runner: F
     request = runner.calls[0].request
     assert (request.model, request.language, request.prompt, request.temperature) == ("turbo", "en", "a meeting", 0.5)
     assert (request.hotwords, request.vad_onset, request.align_output) == ("Hansard, Westminster", 0.75, True)
-    assert [(s.name, s.audio) for s in request.speaker_samples] == [
-        ("ann", "data:audio/wav;base64,AAAA"),
-        ("bob", "data:audio/wav;base64,BBBB"),
-    ]
+    voices = [(sample.name, str(sample.audio).partition(",")[2]) for sample in request.speaker_samples]
+    assert voices == [("ann", "AAAA"), ("bob", "BBBB")]
     assert (request.num_speakers, request.debug, request.speaker_threshold) == (2, True, 0.5)
     assert request.output_formats == ["srt", "vtt"]
 
@@ -145,8 +171,36 @@ def test_translations(client: openai.OpenAI, runner: FakeRunner) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)  # the package warns of OpenAI's plans for it
         told = client.audio.translations.create(file=SOUND, model="whisper-1", response_format="verbose_json")
     assert told.text == "good morning hello"
-    assert told.language == "en"
+    assert told.language == "english"
     assert runner.calls[0].request.task == "translate"
+
+
+def test_a_translation_through_the_model_that_tells_speakers_apart(client: openai.OpenAI, runner: FakeRunner) -> None:
+    told = client.audio.transcriptions.create(
+        file=SOUND,
+        model="gpt-4o-transcribe-diarize",
+        response_format="diarized_json",
+        extra_body={"task": "translate"},
+    )
+    assert told.model_extra is not None
+    assert (told.task, [segment.speaker for segment in told.segments]) == ("translate", ["A", "B"])
+    assert (runner.calls[0].request.task, runner.calls[0].request.diarization) == ("translate", True)
+
+
+def test_hints_that_are_not_followed_are_warnings(client: openai.OpenAI, runner: FakeRunner) -> None:
+    told = client.audio.transcriptions.create(
+        file=SOUND,
+        model="whisper-1",
+        chunking_strategy={"type": "server_vad", "prefix_padding_ms": 300, "silence_duration_ms": 200},
+        languages=["de", "en"],
+    )
+    assert told.model_extra is not None
+    assert [warning.split(" of ")[0] for warning in told.model_extra["warnings"]] == [
+        "the language was detected among all, not only among the languages de and en",
+        "prefix_padding_ms and silence_duration_ms",
+        "this was made up",
+    ]
+    assert runner.calls[0].request.language is None
 
 
 def test_a_stream(client: openai.OpenAI) -> None:
@@ -154,6 +208,16 @@ def test_a_stream(client: openai.OpenAI) -> None:
         told = list(stream)
     assert [event.type for event in told] == [*["transcript.text.delta"] * 2, "transcript.text.done"]
     assert "".join(event.delta for event in told if event.type == "transcript.text.delta") == "good morning hello"
+
+
+def test_a_stream_of_text(client: openai.OpenAI) -> None:
+    with client.audio.transcriptions.create(
+        file=SOUND, model="gpt-4o-transcribe", response_format="text", stream=True
+    ) as stream:
+        told = list(stream)
+    assert [event.type for event in told] == [*["transcript.text.delta"] * 2, "transcript.text.done"]
+    assert told[-1].type == "transcript.text.done"
+    assert (told[-1].text, told[-1].usage) == ("good morning hello", None)
 
 
 def test_a_stream_of_speakers(client: openai.OpenAI) -> None:
@@ -191,6 +255,14 @@ def test_aliases_of_the_operator(serve: Serve, sdk: Sdk, runner: FakeRunner) -> 
     client.audio.transcriptions.create(file=SOUND, model="mine")
     assert runner.calls[0].request.model == "turbo"
     assert client.models.retrieve("mine").model_extra == {"root": "turbo"}
+
+
+def test_aliases_of_openais_own_names(serve: Serve, sdk: Sdk, runner: FakeRunner) -> None:
+    client = sdk(serve(model_aliases={"mine": "gpt-4o-transcribe-diarize", "x": "whisper-1"}))
+    for name in ("mine", "x"):
+        client.audio.transcriptions.create(file=SOUND, model=name)
+    assert [(call.request.model, call.request.diarization) for call in runner.calls] == [(None, True), (None, False)]
+    assert client.models.retrieve("mine").model_extra == {}
 
 
 def test_diarization(server: Server, runner: FakeRunner) -> None:
@@ -237,6 +309,21 @@ def test_errors_of_the_form_are_told_before_any_work(server: Server, client: ope
         client.audio.transcriptions.create(file=SOUND, model="whisper-1", include=["logprobs"])
     assert not runner.calls
     assert not list(server.core.uploads.iterdir())
+
+
+def test_a_model_that_is_nowhere_is_not_found(server: Server, sdk: Sdk, runner: FakeRunner) -> None:
+    runner.refuses.append(ModelMissingError("model 'gpt-9' is not known"))
+    sent: list[object] = []
+    client = sdk(server, hooks={"request": [sent.append]}, max_retries=2)
+    with pytest.raises(openai.NotFoundError, match="model 'gpt-9' is not known") as told:
+        client.audio.transcriptions.create(file=SOUND, model="gpt-9")
+    assert (told.value.code, told.value.param, len(sent)) == ("model_not_found", "model", 1)
+
+
+def test_an_error_of_the_form_names_its_field(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as told:
+        client.audio.transcriptions.create(file=SOUND, model="whisper-1", include=["logprobs"])
+    assert (told.value.code, told.value.param) == ("unsupported", "include")
 
 
 def test_a_pointless_retry_is_not_made(server: Server, sdk: Sdk, runner: FakeRunner) -> None:
@@ -349,6 +436,40 @@ def test_an_answer_that_was_heard_is_not_kept(server: Server, client: openai.Ope
     assert len(runner.calls) == 4
 
 
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_a_long_answer_that_was_heard_is_not_kept(server: Server, runner: FakeRunner, stream: str) -> None:
+    """One that had begun before the job was done."""
+    for count in (1, 2):
+        gate = runner.gated()
+        asked = {"files": {"file": SOUND}, "data": {"stream": stream}, "headers": IMPATIENT}
+        with server.http.stream("POST", URL, **asked) as response:
+            parts = response.iter_text()
+            assert next(parts).startswith((" ", ":"))
+            gate.set()
+            assert "hello" in "".join(parts)
+        assert len(runner.calls) == count
+
+
+def test_an_error_that_was_heard_as_an_event_is_not_kept(server: Server, runner: FakeRunner) -> None:
+    for count in (1, 2):
+        gate = runner.gated(NotAudioError("this is no sound"))
+        asked = {"files": {"file": SOUND}, "data": {"stream": "true"}, "headers": IMPATIENT}
+        with server.http.stream("POST", URL, **asked) as response:
+            parts = response.iter_text()
+            assert next(parts).startswith(":")
+            gate.set()
+            assert "this is no sound" in "".join(parts)
+        assert len(runner.calls) == count
+
+
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_an_error_that_was_heard_is_not_kept(server: Server, runner: FakeRunner, stream: str) -> None:
+    runner.otherwise = Play(NotAudioError("this is no sound"))
+    for count in (1, 2):
+        told = server.http.post(URL, files={"file": SOUND}, data={"stream": stream})
+        assert (told.status_code, len(runner.calls)) == (400, count)
+
+
 def test_work_that_nobody_waits_for_is_stopped(
     server: Server, runner: FakeRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,12 +496,60 @@ def test_a_full_queue_says_when_to_come_again(serve: Serve, runner: FakeRunner) 
         assert [first.result().status_code, second.result().status_code] == [200, 200]
 
 
+def test_a_full_queue_is_tried_again_when_it_says(
+    serve: Serve, sdk: Sdk, runner: FakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package waits as long as `Retry-After` says, and then is served."""
+    monkeypatch.setattr(jobs.JobCore, "_patience", lambda _: 2)
+    server = serve(max_queue=1)
+    gate = runner.gated()
+    answers: list[httpx.Response] = []
+
+    def note(response: httpx.Response) -> None:
+        answers.append(response)
+        gate.set()
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(server.http.post, URL, files={"file": ("a", b"1")})
+        until(lambda: runner.calls)
+        second = pool.submit(server.http.post, URL, files={"file": ("a", b"2")})
+        until(lambda: server.core.waiting)
+        began = time.monotonic()
+        told = sdk(server, {"response": [note]}, max_retries=5).audio.transcriptions.create(
+            file=("a", b"3"), model="whisper-1"
+        )
+        assert [first.result().status_code, second.result().status_code] == [200, 200]
+    assert told.text == "good morning hello"
+    assert time.monotonic() - began >= 2
+    assert answers[0].status_code == 429
+    assert answers[0].headers["retry-after"] == "2"
+    assert "x-should-retry" not in answers[0].headers
+
+
 @pytest.mark.parametrize(
     ("told", "patience", "beat"),
     [("600", 15, 5), ("10", 5, 5), ("1", 0.5, 0.5), ("0.0", 0.2, 0.2), ("inf", 15, 5), ("no", 15, 5), ("nan", 15, 5)],
 )
 def test_the_patience_is_half_the_callers(told: str, patience: float, beat: float) -> None:
-    assert rhythm({"x-stainless-read-timeout": told}) == Rhythm(patience, beat)
+    for header in ("x-stainless-read-timeout", "x-stainless-timeout"):
+        assert rhythm({header: told}) == Rhythm(patience, beat)
+
+
+def test_of_two_time_outs_the_smaller_counts() -> None:
+    both = ("x-stainless-read-timeout", "x-stainless-timeout")
+    for told in (("600", "4"), ("4", "600"), ("4", "no"), ("inf", "4")):
+        assert rhythm(dict(zip(both, told, strict=True))) == Rhythm(2, 2)
+    assert rhythm({}) == Rhythm(15, 5)
+
+
+def test_the_node_packages_time_out_is_kept_to(server: Server, runner: FakeRunner) -> None:
+    """It tells whole seconds, in a header of its own."""
+    gate = runner.gated()
+    with server.http.stream("POST", URL, files={"file": SOUND}, headers={"X-Stainless-Timeout": "1"}) as response:
+        parts = response.iter_raw()
+        assert next(parts) == b" "
+        gate.set()
+        assert b"hello" in b"".join(parts)
 
 
 def test_what_makes_requests_the_same() -> None:

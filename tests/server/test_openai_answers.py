@@ -2,6 +2,7 @@
 
 import json
 import math
+import zlib
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,8 @@ from hansard import render
 from hansard.request import parse
 from hansard.server.openai.answers import letters, plain, respond
 from hansard.server.openai.form import Ask
-from hansard.transcript import Segment, Transcript
+from hansard.server.runpod import answers as worker_answers
+from hansard.transcript import Segment, Sureness, Transcript
 
 REQUEST = parse({"audio": "upload"})
 
@@ -58,9 +60,19 @@ def test_languages_of_a_mixed_recording() -> None:
     assert body(Ask(REQUEST), replace(TRANSCRIPT, language=""))["languages"] == []
 
 
+def test_verbose_json_names_the_language_and_tells_the_codes_beside() -> None:
+    one, two = TRANSCRIPT.segments
+    german = replace(TRANSCRIPT, language="de", segments=(one, replace(two, language="yue")))
+    told = body(asked(), german)
+    assert (told["language"], told["languages"]) == ("german", [{"code": "de"}, {"code": "yue"}])
+    assert told["segments"][1]["language"] == "yue"
+    assert body(asked(), replace(TRANSCRIPT, language=""))["language"] == ""
+
+
 def test_verbose_segments_have_every_field_and_their_speaker() -> None:
     told = body(asked())
-    assert (told["task"], told["language"], told["duration"]) == ("transcribe", "en", 3.5)
+    assert (told["task"], told["language"], told["duration"]) == ("transcribe", "english", 3.5)
+    assert told["languages"] == [{"code": "en"}]
     first, second = told["segments"]
     assert {key: first[key] for key in ("id", "start", "end", "text", "speaker", "seek", "tokens")} == {
         **{"id": 0, "start": 0.5, "end": 2.0, "text": "good morning"},
@@ -69,6 +81,24 @@ def test_verbose_segments_have_every_field_and_their_speaker() -> None:
     for key in ("temperature", "avg_logprob", "compression_ratio", "no_speech_prob"):
         assert isinstance(second[key], float)
     assert "words" not in told
+
+
+def test_verbose_numbers_that_are_known_are_true() -> None:
+    told = body(asked(temperature=0.25), spoken("la " * 200, "la"))
+    long, short = told["segments"]
+    assert (long["temperature"], body(asked())["segments"][0]["temperature"]) == (0.25, 0.0)
+    said = ("la " * 200).strip().encode()
+    assert long["compression_ratio"] == pytest.approx(len(said) / len(zlib.compress(said)), abs=1e-4)
+    assert long["compression_ratio"] > 10
+    assert 0 < short["compression_ratio"] < 1
+
+
+def test_verbose_segments_tell_how_sure_the_engine_was() -> None:
+    first, second = TRANSCRIPT.segments
+    sure = replace(first, sureness=Sureness(0.4, -0.31415926, 0.02))
+    told = body(asked(temperature=0.25), replace(TRANSCRIPT, segments=(sure, second)))["segments"]
+    kept = [(one["temperature"], one["avg_logprob"], one["no_speech_prob"]) for one in told]
+    assert kept == [(0.4, -0.3142, 0.02), (0.25, 0.0, 0.0)]
 
 
 def test_words_with_and_without_segments() -> None:
@@ -118,17 +148,37 @@ def test_a_segment_of_nobody() -> None:
 def test_a_translation_is_in_the_language_asked_for() -> None:
     german = replace(TRANSCRIPT, language="de")
     told = body(asked(task="translate"), german)
-    assert (told["task"], told["language"]) == ("translate", "en")
-    assert body(asked(task="translate", target_language="fr"), german)["language"] == "fr"
-    assert "languages" not in body(Ask(parse({"audio": "upload", "task": "translate"})), german)
+    assert (told["task"], told["language"]) == ("translate", "english")
+    assert body(asked(task="translate", target_language="fr"), german)["language"] == "french"
+    short = Ask(parse({"audio": "upload", "task": "translate"}))
+    assert not {"languages"} & (set(told) | set(body(short, german)))
+    assert body(replace(short, format="diarized_json"), german)["task"] == "translate"
 
 
-@pytest.mark.parametrize(("name", "written"), [("text", "txt"), ("srt", "srt"), ("vtt", "vtt"), ("rttm", "rttm")])
-def test_texts_are_what_render_writes(name: str, written: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "written", "kind"),
+    [
+        ("text", "txt", "text/plain; charset=utf-8"),
+        ("srt", "srt", "application/x-subrip; charset=utf-8"),
+        ("vtt", "vtt", "text/vtt; charset=utf-8"),
+        ("rttm", "rttm", "text/plain; charset=utf-8"),
+    ],
+)
+def test_texts_are_what_render_writes(name: str, written: str, kind: str) -> None:
     response = respond(Ask(REQUEST, name), TRANSCRIPT)
     assert bytes(response.body).decode() == render.FORMATS[written](TRANSCRIPT)
-    assert response.headers["content-type"].startswith(("text/", "application/x-subrip"))
+    assert response.headers["content-type"] == kind
     assert response.headers["x-warnings"] == "this was made up"
+
+
+def test_what_cannot_be_followed_is_a_warning_in_every_shape() -> None:
+    ask, both = Ask(REQUEST, warnings=("so it is",)), ["so it is", "this was made up"]
+    for name in ("json", "verbose_json", "diarized_json"):
+        assert body(replace(ask, format=name))["warnings"] == both
+    for name in ("text", "srt", "vtt"):
+        assert respond(replace(ask, format=name), TRANSCRIPT).headers["x-warnings"] == "; ".join(both)
+    for name in ("json", "text", "diarized_json"):
+        assert events(replace(ask, format=name, stream=True))[-1]["warnings"] == both
 
 
 def test_what_utf8_has_no_bytes_for() -> None:
@@ -160,11 +210,43 @@ def test_diarization_without_text() -> None:
     assert verbose["speakers"][0] == {"id": "SPEAKER_00", "speech_seconds": 1.5, "segments": 1}
 
 
+def test_a_turn_of_nobody_counts_for_nobody() -> None:
+    one, two = TRANSCRIPT.segments
+    request = parse({"audio": "upload", "task": "diarization"})
+    told = body(Ask(request, "verbose_json"), replace(TRANSCRIPT, segments=(one, replace(two, speaker=None))))
+    assert (told["num_speakers"], [speaker["id"] for speaker in told["speakers"]]) == (1, ["SPEAKER_00"])
+    assert "speaker" not in told["segments"][1]
+
+
+def test_a_diarization_has_the_same_names_in_json_and_in_rttm() -> None:
+    one, two = TRANSCRIPT.segments
+    known = replace(TRANSCRIPT, segments=(one, replace(two, speaker_id="Ann Lee", similarity=0.75)))
+    request = parse({"audio": "upload", "task": "diarization"})
+    assert [segment["speaker"] for segment in body(Ask(request), known)["segments"]] == ["SPEAKER_00", "Ann Lee"]
+    rows = bytes(respond(Ask(request, "rttm"), known).body).decode().splitlines()
+    assert [row.split()[7] for row in rows] == ["SPEAKER_00", "Ann_Lee"]
+
+
+@pytest.mark.parametrize("label", ["Ann_Lee", "SPEAKER_01"])
+def test_an_rttm_outlives_the_way_through_a_worker(label: str) -> None:
+    """Of a worker that writes the names, or of one that writes the labels."""
+    one, two = TRANSCRIPT.segments
+    known = replace(TRANSCRIPT, segments=(one, replace(two, speaker_id="Ann Lee", similarity=0.75)))
+    rttm = render.FORMATS["rttm"](known)
+    answer = {**render.to_result(known), "rttm": rttm.replace("Ann_Lee", label)}
+    assert render.FORMATS["rttm"](worker_answers.transcript(answer)) == rttm
+
+
 def test_a_stream_says_the_text_piece_by_piece_then_whole() -> None:
     told = events(Ask(REQUEST, stream=True))
     assert [event["type"] for event in told] == [*["transcript.text.delta"] * 2, "transcript.text.done"]
     assert told[-1]["text"] == "good morning hello"
-    assert told[-1]["usage"]["type"] == "duration"
+    assert told[-1]["languages"] == [{"code": "en"}]
+    assert "usage" not in told[-1], "in a stream it would have to be in tokens"
+
+
+def test_a_stream_of_text_is_that_of_json() -> None:
+    assert events(Ask(REQUEST, "text", stream=True)) == events(Ask(REQUEST, stream=True))
 
 
 def test_a_stream_of_speakers_has_their_segments() -> None:

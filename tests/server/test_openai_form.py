@@ -10,6 +10,7 @@ from hansard.errors import RequestError, UnsupportedError
 from hansard.server.multipart import Upload
 from hansard.server.openai import form as openai_form
 from hansard.server.openai.form import DIARIZATION, TRANSCRIPTION, TRANSLATION, Ask, Endpoint
+from hansard.server.openai.models import DIARIZING
 from hansard.settings import Settings
 
 SOUND = Upload(Path("sound"), "a.wav", 3, "0" * 64)
@@ -74,9 +75,41 @@ def test_lists_with_and_without_brackets(name: str) -> None:
     assert (ask.segments, ask.words) == (False, True)
 
 
-@pytest.mark.parametrize("text", ['["word", "segment"]', "word"])
-def test_a_list_may_be_one_json_text(text: str) -> None:
-    assert form(("response_format", "verbose_json"), ("timestamp_granularities", text)).words
+@pytest.mark.parametrize(
+    ("text", "segments"),
+    [('["word", "segment"]', True), ("word", False), ("word,segment", True), (" word , segment,", True)],
+)
+def test_a_list_may_be_one_text(text: str, segments: bool) -> None:
+    ask = form(("response_format", "verbose_json"), ("timestamp_granularities", text))
+    assert (ask.words, ask.segments) == (True, segments)
+
+
+def test_lists_of_words_that_are_not_told_beforehand_may_have_commas() -> None:
+    request = form(("known_speaker_names", "Lee, Ann"), ("known_speaker_references", REFERENCE)).request
+    assert [sample.name for sample in request.speaker_samples] == ["Lee, Ann"]
+
+
+def test_lists_as_php_writes_them() -> None:
+    ask = form(
+        ("response_format", "verbose_json"),
+        ("timestamp_granularities[0]", "word"),
+        ("timestamp_granularities[1]", "segment"),
+        *((f"known_speaker_names[{place}]", f"v{place}") for place in (10, 2, 0)),
+        *((f"known_speaker_references[{place}]", f"{REFERENCE}{place}") for place in (0, 2, 10)),
+    )
+    assert (ask.words, ask.segments) == (True, True)
+    told = [(sample.name, sample.audio) for sample in ask.request.speaker_samples]
+    assert told == [(f"v{place}", f"{REFERENCE}{place}") for place in (0, 2, 10)]
+
+
+@pytest.mark.parametrize("text", ["true", "True", "TRUE", " yes ", "on", "1"])
+def test_what_is_true(text: str) -> None:
+    assert form(("diarization", text)).request.diarization
+
+
+@pytest.mark.parametrize("text", ["false", "False", " no ", "off", "0"])
+def test_what_is_false(text: str) -> None:
+    assert not form(("diarization", text)).request.diarization
 
 
 @pytest.mark.parametrize(
@@ -93,6 +126,47 @@ def test_chunking_that_asks_for_nothing(given: list[tuple[str, str]]) -> None:
 
 def test_chunking_as_json_text_sets_the_threshold() -> None:
     assert form(("chunking_strategy", '{"type": "server_vad", "threshold": 0.25}')).request.vad_onset == 0.25
+
+
+def test_hints_that_no_engine_follows_cost_a_warning() -> None:
+    ask = read(
+        chunking_strategy={"type": "server_vad", "threshold": 0.5, "prefix_padding_ms": 300, "silence_duration_ms": 200}
+    )
+    assert ask.request.vad_onset == 0.5
+    assert ask.warnings == (
+        "prefix_padding_ms and silence_duration_ms of chunking_strategy cannot be set here and changed nothing",
+    )
+    ask = read(languages=["de", "en", "fr"])
+    assert ask.request.language is None
+    assert ask.warnings == ("the language was detected among all, not only among the languages de, en and fr",)
+    assert read(chunking_strategy={"type": "server_vad"}, languages=["de"]).warnings == ()
+    assert read(languages=["de", "en"], language="en").warnings == ()
+    assert read(languages=["de", "en"], language="en").request.language == "en"
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        ("english", "en"),
+        (" German ", "de"),
+        ("cantonese", "yue"),
+        ("zh_CN", "zh"),
+        ("en-US", "en"),
+        ("auto", None),
+        (" AUTO", None),
+        ("multi", "multi"),
+    ],
+)
+def test_languages_by_other_names(given: str, code: str | None) -> None:
+    assert form(("language", given)).request.language == code
+    assert form(("languages[]", given)).request.language == code
+    assert read(DIARIZATION, language="auto").request.language is None
+
+
+def test_a_language_to_write_by_its_name() -> None:
+    assert read(TRANSLATION, target_language="french").request.target_language == "fr"
+    with pytest.raises(RequestError, match="target_language"):
+        read(TRANSLATION, target_language="auto")
 
 
 def test_own_fields_take_their_types_from_text() -> None:
@@ -152,6 +226,30 @@ def test_names_of_models(name: str, model: str | None) -> None:
     assert not ask.request.diarization
 
 
+@pytest.mark.parametrize(
+    ("aliases", "name", "model"),
+    [
+        ({"mine": "whisper-1"}, "mine", None),
+        ({"mine": "whisper-1", "whisper-1": "turbo"}, "mine", "turbo"),
+        ({"mine": "whisper-1", "whisper-1": ""}, "mine", None),
+        ({"turbo": "large-v3", "large-v3": "turbo"}, "turbo", "large-v3"),
+        ({"turbo": "turbo"}, "turbo", "turbo"),
+    ],
+)
+def test_an_alias_of_an_alias(aliases: dict[str, str], name: str, model: str | None) -> None:
+    assert read(settings=Settings(model_aliases=aliases), model=name).request.model == model
+
+
+@pytest.mark.parametrize("aliases", [{}, {DIARIZING: "turbo"}, {DIARIZING: ""}])
+@pytest.mark.parametrize("name", [DIARIZING, "mine"])
+@pytest.mark.parametrize("task", ["transcribe", "translate"])
+def test_the_diarizing_model_tells_speakers_apart_by_any_name(aliases: dict[str, str], name: str, task: str) -> None:
+    settings = Settings(model_aliases={**aliases, "mine": DIARIZING})
+    request = read(settings=settings, model=name, task=task).request
+    assert (request.model, request.diarization) == (aliases.get(DIARIZING) or None, True)
+    assert not read(settings=settings, model=name, channels="separate").request.diarization
+
+
 def test_an_alias_of_the_operator_goes_first_and_still_tells_speakers_apart() -> None:
     settings = Settings(model_aliases={"gpt-4o-transcribe-diarize": "turbo"})
     request = read(settings=settings, model="gpt-4o-transcribe-diarize").request
@@ -161,6 +259,19 @@ def test_an_alias_of_the_operator_goes_first_and_still_tells_speakers_apart() ->
 def test_diarized_json_tells_speakers_apart_unless_something_else_does() -> None:
     assert read(response_format="diarized_json").request.diarization
     assert not read(response_format="diarized_json", channels="separate").request.diarization
+
+
+def test_known_speakers_may_be_more_than_openai_takes() -> None:
+    names = [f"voice {number}" for number in range(9)]
+    request = read(known_speaker_names=names, known_speaker_references=[REFERENCE] * 9).request
+    assert [sample.name for sample in request.speaker_samples] == names
+    assert request.diarization
+
+
+def test_known_speakers_are_not_looked_for_in_channels() -> None:
+    known = {"known_speaker_names": ["a"], "known_speaker_references": [REFERENCE]}
+    with pytest.raises(RequestError, match="leave out channels: separate"):
+        read(channels="separate", **known)
 
 
 @pytest.mark.parametrize("answer", ["srt", "vtt"])
@@ -183,12 +294,12 @@ REFUSED = [
     ({"temperature": "warm"}, "temperature: "),
     ({"include": ["logprobs"]}, "logprobs"),
     ({"include": ["tokens"]}, "include.0: "),
-    ({"languages": ["de", "en"]}, "languages: name one"),
+    ({"languages": ["de", "en"], "language": "fr"}, "languages and language"),
+    ({"languages": ["de", "english language"]}, "languages.1: "),
     ({"languages": ["de"], "language": "en"}, "languages and language"),
     ({"keywords": ["a"], "hotwords": "b"}, "keywords and hotwords say the same"),
     ({"chunking_strategy": "never"}, "chunking_strategy"),
-    ({"chunking_strategy": {"type": "server_vad", "silence_duration_ms": 200}}, "silence_duration_ms cannot be set"),
-    ({"chunking_strategy": {"type": "server_vad", "prefix_padding_ms": 200}}, "prefix_padding_ms cannot be set"),
+    ({"chunking_strategy": {"type": "server_vad", "silence_duration_ms": "long"}}, "silence_duration_ms"),
     ({"chunking_strategy": {"type": "server_vad", "threshold": 0.5}, "vad_onset": 0.4}, "vad_onset say the same"),
     ({"known_speaker_names": ["a"]}, "they are 1 and 0"),
     ({"known_speaker_references": [REFERENCE]}, "they are 0 and 1"),
@@ -215,6 +326,32 @@ def test_what_cannot_be_is_refused_by_name(given: dict[str, Any], sentence: str)
 def test_what_openai_has_and_no_engine_is_unsupported() -> None:
     with pytest.raises(UnsupportedError):
         read(include=["logprobs"])
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"responce_format": "json"}, None),
+        ({"responce_format": "json", "response_format": "xml"}, "response_format"),
+        ({"response_format": "xml"}, "response_format"),
+        ({"include": ["tokens"]}, "include"),
+        ({"include": ["logprobs"]}, "include"),
+        ({"keywords": ["a"], "hotwords": "b"}, "hotwords"),
+        ({"known_speaker_names": ["a"]}, "known_speaker_references"),
+        ({"timestamp_granularities": ["word"]}, "timestamp_granularities"),
+        ({"stream": True, "response_format": "srt"}, "stream"),
+        ({"response_format": "diarized_json", "diarize": False}, "diarize"),
+        ({"response_format": "vtt", "debug": True}, "debug"),
+        ({"audio_url": "https://example.com/a.mp3"}, "audio_url"),
+        ({"task": "diarization"}, "task"),
+        ({"upload": None}, "file"),
+        ({"upload": None, "file": "text"}, "file"),
+    ],
+)
+def test_a_refusal_names_its_field(given: dict[str, Any], field: str | None) -> None:
+    with pytest.raises(RequestError) as refused:
+        read(**given)
+    assert refused.value.param == field
 
 
 def test_every_problem_is_told_at_once() -> None:

@@ -28,8 +28,8 @@ from hansard.audio.speech import Activity
 from hansard.errors import (
     CancelledError,
     EngineMissingError,
-    HubError,
     ModelError,
+    ModelMissingError,
     OutOfMemoryError,
     SettingsError,
     UnsupportedError,
@@ -168,7 +168,7 @@ def test_arithmetic_that_it_has_not_is_refused(tmp_path: Path, kind: str) -> Non
 @pytest.mark.usefixtures("nemo_there")
 def test_weights_out_of_reach_are_told_at_the_door(tmp_path: Path) -> None:
     models = Models(settings(tmp_path, hf_home=tmp_path, cached_models_dir=tmp_path))
-    with pytest.raises(HubError):
+    with pytest.raises(ModelMissingError):
         Canary.check("canary-1b-v2", ask(), models)
 
 

@@ -325,7 +325,7 @@ def test_credentials_in_the_endpoint_are_not_shown(tmp_path: Path, hub: Hub) -> 
 
 @pytest.mark.parametrize("verb", ["check", "get"])
 def test_offline_nobody_is_asked(tmp_path: Path, hub: Hub, verb: str) -> None:
-    with pytest.raises(HubError, match="HF_HUB_OFFLINE is set"):
+    with pytest.raises(ModelMissingError, match="HF_HUB_OFFLINE is set"):
         getattr(Models(settings(tmp_path, hub, hf_hub_offline=True)), verb)(WHISPER)
     assert hub.log == []
 
@@ -448,7 +448,7 @@ def test_a_cancelled_download_stops_and_the_next_one_resumes_it(tmp_path: Path, 
     time.sleep(0.3)
     assert large.sent == sent < 32_000_000
     assert Models(settings(tmp_path, large)).find("org/large") is None
-    with pytest.raises(HubError):
+    with pytest.raises(ModelMissingError):
         Models(settings(tmp_path, large, hf_hub_offline=True)).get("org/large")
 
     large.pause_s = 0

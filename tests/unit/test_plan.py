@@ -9,7 +9,7 @@ import pytest
 
 from hansard.diarizers import DIARIZERS
 from hansard.errors import (
-    HubError,
+    HansardError,
     ModelError,
     ModelMissingError,
     RequestError,
@@ -123,7 +123,7 @@ def test_no_model_means_the_default() -> None:
 
 def test_a_gpu_changes_the_defaults() -> None:
     request = parse({"audio": "data:,", "diarization": True})
-    with pytest.raises(HubError):
+    with pytest.raises(ModelMissingError):
         check(request, settings(device="cuda"))
     made = check(request, settings(device="cuda", default_model="able"))
     assert GPU_TRANSCRIBER in TRANSCRIBERS["whisper"].models
@@ -139,11 +139,12 @@ def test_an_unknown_model_is_told_the_known_ones(model: str | None, default: str
     (folder / "model.bin").write_bytes(b"0")
     (folder / "config.json").write_text("{}")
     request = parse({"audio": "data:,", "model": model})
-    with pytest.raises(RequestError, match="model 'whisper-9' is not known; known models: ") as refused:
+    with pytest.raises(HansardError, match="model 'whisper-9' is not known; known models: ") as refused:
         check(request, settings(default_model=default))
     for known in ("tiny", "large-v3", "turbo", "sphinx", "faster-whisper-large-v3-russian", "faster-whisper-of-ours"):
         assert f" {known}," in refused.value.sentence
-    assert refused.value.code == "invalid_request"
+    told = ("model_not_found", "model") if model else ("invalid_request", None)
+    assert (refused.value.code, refused.value.param) == told
 
 
 @pytest.mark.parametrize("name", ["voxtral-mini-latest", "voxtral-small-latest", "voxtral-ours"])
@@ -161,7 +162,7 @@ def test_a_folder_goes_before_a_service(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["voxtral-", "voxtral-../../etc", "voxtral-mini\n", "Voxtral-Mini-Latest"])
 def test_what_no_service_has_is_refused_at_the_door(name: str) -> None:
-    with pytest.raises(RequestError, match="any voxtral- name behind VOXTRAL_ENDPOINT"):
+    with pytest.raises(ModelMissingError, match="any voxtral- name behind VOXTRAL_ENDPOINT"):
         plan(name)
 
 
@@ -180,8 +181,14 @@ def test_no_other_place_of_the_machine_is_a_model(name: str, tmp_path: Path) -> 
     (tmp_path / "models" / "ours" / "config.json").write_text("{}")
     if name == "":
         pytest.skip("an empty name means the default")
-    with pytest.raises(RequestError):
+    with pytest.raises(ModelMissingError):
         plan(name)
+
+
+def test_a_diarizer_is_no_transcriber() -> None:
+    with pytest.raises(UnsupportedError, match="model embedded is a diarizer") as refused:
+        plan("embedded")
+    assert refused.value.param == "model"
 
 
 @pytest.mark.parametrize("field", ["default_model", "diarization_model"])
@@ -299,7 +306,7 @@ def test_task_diarization_takes_the_diarizer_by_name(tmp_path: Path) -> None:
 
 
 def test_task_diarization_takes_no_other_model() -> None:
-    with pytest.raises(RequestError, match=r"model 'able' is no known diarizer; known diarizers: .*embedded"):
+    with pytest.raises(ModelMissingError, match=r"model 'able' is no known diarizer; known diarizers: .*embedded"):
         plan("able", task="diarization")
 
 
@@ -343,7 +350,7 @@ def test_without_a_token_a_job_loses_its_speakers_only() -> None:
 )
 def test_where_speakers_are_needed_their_absence_is_an_error(fields: dict[str, Any], given: dict[str, Any]) -> None:
     request = parse({"audio": "data:,", "model": "able", **fields})
-    with pytest.raises(HubError, match="HF_HUB_OFFLINE"):
+    with pytest.raises(ModelMissingError, match="HF_HUB_OFFLINE"):
         check(request, settings(**HUB_DIARIZER, **given))
 
 
@@ -381,7 +388,7 @@ def test_a_pipeline_of_the_operator_is_checked_with_the_parts_it_names(tmp_path:
     (folder / "config.yaml").write_text(CUSTOM)
     request = parse({"audio": "data:,", "model": "able", "diarization": True})
     assert check(request, settings(diarization_model="ours")).diarizer is None
-    with pytest.raises(HubError, match=r"pyannote/segmentation-3\.0"):
+    with pytest.raises(ModelMissingError, match=r"pyannote/segmentation-3\.0"):
         check(request, settings(diarization_model="ours", diarization_required=True))
 
 

@@ -319,13 +319,17 @@ def test_right_values_are_taken_as_they_are(name: str, value: Any) -> None:
         ("pt-br", "pt"),
         ("zh-Hant-TW", "zh"),
         ("yue", "yue"),
+        ("zh_CN", "zh"),
+        ("zh_Hant_TW", "zh"),
+        ("es_419", "es"),
+        ("fr_FR.UTF-8", "fr"),
     ],
 )
 def test_languages_are_brought_to_their_code(given: str, taken: str) -> None:
     assert ask(language=given).language == taken
 
 
-@pytest.mark.parametrize("given", ["english", "", "-", "e", "5", "en\n-", "éé", "auto"])
+@pytest.mark.parametrize("given", ["english", "", "-", "_", "e", "5", "en\n-", "en_", "en_a b", "éé", "auto"])
 def test_what_is_no_language_code_is_refused(given: str) -> None:
     assert refused(language=given) == "language must be a code such as en, fr or ru"
 
@@ -546,6 +550,7 @@ PAYLOADS: list[dict[str, Any]] = [
     {"audio": URL, "diarization": True, "diarize": None},
     {"audio": URL, "language": "EN"},
     {"audio": URL, "language": "english"},
+    *({"audio": URL, "language": code} for code in ("zh_CN", "zh_Hant-TW", "fr_FR.UTF-8", "en_", "en_english", "_CN")),
     {"audio": URL, **dict.fromkeys(name for name in Request.model_fields if name != "audio")},
     *({"audio": URL, name: VALUES[name]} for name in VALUES),
     *({"audio": URL, alias: VALUES[name]} for name, alias in SPELLINGS if name != "audio"),

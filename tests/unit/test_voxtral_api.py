@@ -22,7 +22,6 @@ from hansard.errors import (
     CancelledError,
     HansardError,
     ModelMissingError,
-    RequestError,
     ServiceError,
     SettingsError,
     TokenMissingError,
@@ -157,7 +156,7 @@ def test_sound_for_a_broken_folder_stays_here(
     if what == "no weights":
         (tmp_path / name / "config.json").write_text('{"architectures": ["VoxtralForConditionalGeneration"]}')
     assert not backend.takes(name, Models(settings))
-    with pytest.raises(RequestError, match="is not known"):
+    with pytest.raises(ModelMissingError, match="is not known"):
         check(ask(model=name), settings)
 
 

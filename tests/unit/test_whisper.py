@@ -496,6 +496,7 @@ def test_a_failing_chunk_is_decoded_again_at_a_higher_temperature(
     temperatures = faulty(whisper, monkeypatch, lambda temperature, _: broken.result if temperature < 0.3 else None)
     heard = whisper.transcribe(audio, ask(language="en"), ignore)
     assert temperatures == [0.0, 0.2, 0.4]
+    assert [segment.sureness and segment.sureness.temperature for segment in heard.segments] == [0.4]
     assert jiwer.wer(plain(turns(EN2)[0]["text"]), said(heard)) < 0.5  # of a random sample
     assert heard.warnings == ()
 
@@ -717,6 +718,15 @@ def test_spans_of_several_languages(whisper: Whisper) -> None:
     heard = whisper.transcribe(recording(EN_FR), ask(language="multi"), ignore, spans)
     assert [segment.language for segment in heard.segments] == [turn["language"] for turn in known]
     assert jiwer.wer(plain(" ".join(turn["text"] for turn in known)), said(heard)) <= 0.1
+
+
+def test_segments_tell_how_sure_the_model_was(whisper: Whisper) -> None:
+    heard = whisper.transcribe(recording(EN2), ask(language="en"), ignore)
+    assert heard.segments
+    for segment in heard.segments:
+        assert segment.sureness
+        assert -1 < segment.sureness.logprob < 0
+        assert 0 <= segment.sureness.no_speech <= 1
 
 
 def test_no_spans_give_no_segments(whisper: Whisper) -> None:

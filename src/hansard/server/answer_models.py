@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from hansard import render
 from hansard.plan import STAGES
 
 SEGMENT = {"start": 0.484, "end": 3.594, "text": "good morning everyone", "speaker": "SPEAKER_00"}
@@ -40,7 +41,7 @@ class Segment(BaseModel):
     speaker: str | None = Field(None, description="who speaks, where speakers were told apart")
     speaker_id: str | None = Field(None, description="the name of the known voice")
     similarity: float | None = Field(None, description="how alike that voice is, -1 to 1")
-    language: str | None = None
+    language: str | None = Field(None, description="the code of its own language")
     words: list[Word] | None = Field(None, description="with align_output")
 
 
@@ -103,7 +104,7 @@ class Transcription(_Told):
 
 
 class VerboseSegment(Segment):
-    """A segment as Whisper tells it; of the numbers that no engine tells `tokens` is empty, the others are 0."""
+    """A segment as Whisper tells it; `tokens` is empty, and of an engine that does not say how sure it is, so are 0."""
 
     id: int
     seek: int
@@ -118,13 +119,21 @@ class VerboseTranscription(_Told):
     """response_format verbose_json."""
 
     model_config = _shown(
-        task="transcribe", language="en", duration=18.065, text=TEXT, segments=[], usage=USAGE, model="large-v3"
+        task="transcribe",
+        language="english",
+        duration=18.065,
+        text=TEXT,
+        languages=[{"code": "en"}],
+        segments=[],
+        usage=USAGE,
+        model="large-v3",
     )
 
     task: Literal["transcribe", "translate"]
-    language: str
+    language: str = Field(description="its English name, in lower case; empty where it is not known")
     duration: float
     text: str
+    languages: list[Language] | None = Field(None, description="by their codes; not of a translation")
     segments: list[VerboseSegment] | None = None
     words: list[Word] | None = None
 
@@ -210,6 +219,11 @@ class ModelList(BaseModel):
 
     object: Literal["list"]
     data: list[ModelItem]
+
+
+def texts(*names: str) -> list[str]:
+    """The media types of some of render.FORMATS, or of all, without their charset."""
+    return sorted({render.MEDIA[name].split(";")[0] for name in names or render.MEDIA})
 
 
 def stream(*names: str) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from typing import Any
 from hansard.errors import RequestError
 from hansard.request import ALIASES, Request, json_schema, parse
 from hansard.server.form_values import inlined, typed
+from hansard.server.job import UPLOADED
 from hansard.server.openai.models import own_name
 from hansard.server.uploads import Form, Upload
 from hansard.server.waiting import digest
 from hansard.settings import Settings
 
 EXAMPLE = "https://example.com/meeting.mp3"
-UPLOADED = "upload"  # what `audio` says of a job whose sound came as a file
 SOURCES = ("audio", *ALIASES["audio"])
 
 

@@ -1,7 +1,8 @@
 """The text of form fields as the values that it stands for, by the JSON Schema of what will read them.
 
-Names come as HTTP clients write them: `name`, `name[]` for a list, `name[key]` for an object's member, `name[][key]`
-for those of a list of objects. Lists and objects may also be one JSON text.
+Names come as HTTP clients write them: `name`, `name[]` or PHP's `name[0]` for a list, `name[key]` for an object's
+member, `name[][key]` for those of a list of objects. Lists and objects may also be one JSON text, and a list of words
+that are told beforehand one text with commas.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from hansard.errors import RequestError
 Schema = dict[str, Any]
 
 _NAME = re.compile(r"([^\[\]]+)(\[\])?(?:\[([^\[\]]+)\])?")
+_PLACE = re.compile(r"\d{1,4}", re.ASCII)  # of an item in a list
 _TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
@@ -45,13 +47,18 @@ def typed(fields: Mapping[str, Sequence[str]], properties: Mapping[str, Schema])
     """
     plain: dict[str, list[str]] = defaultdict(list)
     members: dict[str, dict[str, list[str]]] = defaultdict(dict)
+    items: dict[str, dict[int, list[str]]] = defaultdict(dict)
     for key, texts in fields.items():
         match = _NAME.fullmatch(key)
         name, member = (match[1], match[3]) if match and match[1] in properties else (key, None)
-        if member:
+        if member and _PLACE.fullmatch(member) and "array" in _kinds(properties[name]):
+            items[name].setdefault(int(member), []).extend(texts)
+        elif member:
             members[name].setdefault(member, []).extend(texts)
         else:
             plain[name] += [text for text in texts if text]
+    for name, places in items.items():
+        plain[name] += [text for _, texts in sorted(places.items()) for text in texts if text]
     values: dict[str, object] = {}
     for name in dict.fromkeys([*plain, *members]):
         kinds = _kinds(properties.get(name, {}))
@@ -76,8 +83,10 @@ def _from_texts(name: str, texts: list[str], kinds: dict[str, Schema]) -> object
     if "array" in kinds:
         if len(texts) == 1 and isinstance(whole := _json(texts[0]), list):
             return whole
-        item = _kinds(kinds["array"].get("items", {}))
-        return [_value(text, item) for text in texts]
+        schema = kinds["array"].get("items", {})
+        if "enum" in schema or "const" in schema:  # words of which none has a comma
+            texts = [word.strip() for text in texts for word in text.split(",") if word.strip()]
+        return [_value(text, _kinds(schema)) for text in texts]
     if len(texts) > 1:
         raise RequestError(f"{name[:60]} is given {len(texts)} times; give it once")
     return _value(texts[0], kinds)

@@ -16,18 +16,30 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse
 
+from hansard import render
 from hansard.audio import guard
 from hansard.errors import JobUnfinishedError, RequestError
+from hansard.request import Request as Asked
 from hansard.server import asking
 from hansard.server.access import Caller
-from hansard.server.answer_models import Result, stream
+from hansard.server.answer_models import (
+    Diarization,
+    DiarizedTranscription,
+    Result,
+    VerboseTranscription,
+    stream,
+    texts,
+)
 from hansard.server.context import Core, Given, JobId, Who
 from hansard.server.job import FINAL, State, Submission
-from hansard.server.job_views import JobView, answer, view, written
+from hansard.server.job_views import JobView, answer, refuse, view, written
 from hansard.server.jobs import JobCore
+from hansard.server.openai.answers import respond
+from hansard.server.openai.form import Ask
 from hansard.server.uploads import Form, received
 from hansard.server.waiting import stream_of
 from hansard.settings import Settings
+from hansard.transcript import Transcript
 
 router = APIRouter(tags=["jobs"])
 
@@ -36,9 +48,10 @@ DEEPEST = 32  # levels of it
 LONGEST_KEY = 255  # characters of an idempotency key
 LOOK_S = 5.0  # between two looks at a job that tells nothing: its place in the queue moves all the same
 
-Format = Literal["json", "srt", "vtt", "txt", "tsv", "rttm"]
-MEDIA = {"vtt": "text/vtt", "srt": "application/x-subrip; charset=utf-8", "tsv": "text/tab-separated-values"}
-TEXTS = ["text/plain", "text/vtt", "application/x-subrip", "text/tab-separated-values"]
+Format = Literal["json", "verbose_json", "diarized_json", "text", "txt", "srt", "vtt", "tsv", "rttm"]
+OPENAIS = ("verbose_json", "diarized_json")  # shapes of OpenAI's endpoints, whatever the door the job came by
+
+Told = Result | VerboseTranscription | DiarizedTranscription | Diarization
 
 
 class JobList(BaseModel):
@@ -93,7 +106,12 @@ async def jobs(
     limit: Annotated[int, Query(ge=1, le=1000, description="most jobs that are told")] = 20,
     state: Annotated[State | None, Query(description="only the jobs in it")] = None,
 ) -> JobList:
-    """Your newest jobs, the newest first; with `state` only those in it."""
+    """Your newest jobs, the newest first; with `state` only those in it.
+
+    On a server that is open to anybody it is empty: who has an id there may ask for that job.
+    """
+    if who.shared:
+        return JobList(jobs=[])
     return JobList(jobs=[view(core, job) for job in core.list(who.owner, limit, state)])
 
 
@@ -113,25 +131,39 @@ async def delete(job_id: JobId, who: Who, core: Core) -> None:
     "/v1/jobs/{job_id}/result",
     summary="Fetch a job's result",
     response_class=Response,
-    responses={200: {"model": Result, "content": {kind: {"schema": {"type": "string"}} for kind in TEXTS}}},
+    responses={200: {"model": Told, "content": {kind: {"schema": {"type": "string"}} for kind in texts()}}},
 )
 async def result(
-    job_id: JobId, who: Who, core: Core, format: Annotated[Format, Query(description="of the answer")] = "json"
+    job_id: JobId,
+    who: Who,
+    core: Core,
+    format: Annotated[
+        Format,
+        Query(description="of the answer; verbose_json and diarized_json are OpenAI's shapes, text is the same as txt"),
+    ] = "json",
 ) -> Response:
-    """What a completed job gave: the JSON that a worker on RunPod answers, or text in one of the formats.
+    """What a completed job gave: the JSON that a worker on RunPod answers or OpenAI's, or text in one of the formats.
 
-    Of a job that is not finished 409; of a failed one the error that it failed with.
+    Of a job that is not finished 409; of a failed one the error that it failed with. Speakers need a job that told them
+    apart: else rttm and diarized_json are refused.
     """
     found = core.get(job_id, who.owner)
     if not found.is_final:
         raise JobUnfinishedError(f"the job is {found.state}; ask again, or follow /v1/jobs/{job_id}/events")
     transcript = await asyncio.to_thread(core.result, job_id, who.owner)
-    asked = found.submission.request
-    if format == "json":
-        told = await asyncio.to_thread(lambda: json.dumps(answer(asked, transcript), ensure_ascii=False).encode())
-        return Response(told, media_type="application/json")
-    text = await asyncio.to_thread(written, asked, transcript, format)
-    return Response(text, media_type=MEDIA.get(format, "text/plain"))
+    return await asyncio.to_thread(_told, found.submission.request, transcript, format)
+
+
+def _told(asked: Asked, transcript: Transcript, name: str) -> Response:
+    """A result in one of the formats. Raises UnsupportedError."""
+    if name == "json":
+        told = json.dumps(answer(asked, transcript), ensure_ascii=False)
+        return Response(told.encode("utf-8", "replace"), media_type="application/json")
+    if name in OPENAIS:
+        refuse(asked, transcript, name)
+        return respond(Ask(asked, name, words=asked.align_output), transcript)
+    name = "txt" if name == "text" else name
+    return Response(written(asked, transcript, name), media_type=render.MEDIA[name])
 
 
 @router.get(

@@ -6,7 +6,7 @@
 
 A response that has begun cannot change its status. So an error after that ends it in mid-body: a client that sends the
 request again is given the same job (by its digest), which nobody has heard yet, and with it the error and its status.
-The patience is half of what the caller says that it waits for bytes (`x-stainless-read-timeout`), at most 15 s.
+The patience is half of what the caller says that it waits (TIMEOUTS), at most 15 s.
 
 Not covered: answers without a filler (captions and plain text, in which every byte counts) cannot be kept alive.
 """
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 PATIENCE_S = 15.0  # before a response begins without its answer
 BEAT_S = 5.0  # between two fillers
 SHORTEST_S = 0.2  # of either, whatever a caller says
+TIMEOUTS = ("x-stainless-read-timeout", "x-stainless-timeout")  # in seconds, as OpenAI's Python and Node packages say
 
 HEARTBEAT_S = 15  # between two comments of a stream that tells of jobs or models
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy that buffers would keep the fillers
@@ -72,12 +73,17 @@ class Rhythm:
 
 def rhythm(headers: Mapping[str, str]) -> Rhythm:
     """What a caller's own time-out allows."""
-    try:
-        timeout = float(headers.get("x-stainless-read-timeout", ""))
-    except ValueError:
-        return Rhythm()
-    half = max(SHORTEST_S, timeout / 2) if math.isfinite(timeout) else PATIENCE_S
+    half = max(SHORTEST_S, min(_seconds(headers.get(name, "")) for name in TIMEOUTS) / 2)
     return Rhythm(min(PATIENCE_S, half), min(BEAT_S, half))
+
+
+def _seconds(text: str) -> float:
+    """A time-out as a caller tells it; without end where it tells none."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        return math.inf
+    return seconds if math.isfinite(seconds) else math.inf
 
 
 def digest(owner: str, sound: str, request: Request) -> str:
@@ -159,16 +165,19 @@ class Awaited(Response):
             self._core.heard(self._job.id)
 
     async def _finish(self, ended: asyncio.Future[Job], gone: asyncio.Future[None], send: Send) -> None:
-        """The rest of a response that has begun."""
+        """The rest of a response that has begun. Raises the job's error once that was told, for the log and numbers."""
         try:
             told = bytes((await self._rendered(ended)).body)
         except HansardError as error:
             told = json.dumps(problems.body(error, self._settings)).encode()
             if self._manner.kind == "json":  # nothing follows: the server breaks the connection off
-                log.warning("job %s failed after its answer had begun: %s", self._job.id, error)
                 await send(_part(told, more=True))
-                return
-            told = b"data: " + told + b"\n\n"
+            else:
+                left = gone.done()
+                await send(_part(b"data: " + told + b"\n\n", more=False))
+                if not left:
+                    self._core.heard(self._job.id)
+            raise
         left = gone.done()
         await send(_part(told, more=False))
         if not left:

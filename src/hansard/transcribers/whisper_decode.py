@@ -15,7 +15,7 @@ from hansard.batch import Batch
 from hansard.transcribers.guard import LEAST_GAP_S, Fault, Heard, Limits, fault
 from hansard.transcribers.pieces import LEAST_SEGMENT_S
 from hansard.transcribers.whisper_model import Decoded, Encoded, Manner, Phrase, WhisperWeights
-from hansard.transcript import Audio, Segment, Span
+from hansard.transcript import Audio, Segment, Span, Sureness
 
 TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
 PART_TEMPERATURES = (0.4, 0.8)
@@ -40,7 +40,7 @@ class Attempt:
     chunk: Chunk
     phrases: tuple[Phrase, ...]
     text: str
-    logprob: float
+    sureness: Sureness
     fault: Fault | None
 
     @property
@@ -56,7 +56,7 @@ class Attempt:
     @property
     def worth(self) -> tuple[int, float]:
         """The better of two attempts has the greater."""
-        return (2 if self.sound else 1 if self.fault is Fault.DOUBT else 0), self.logprob
+        return (2 if self.sound else 1 if self.fault is Fault.DOUBT else 0), self.sureness.logprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,15 +160,16 @@ class Decoding:
             encoded = self._weights.encode([task.audio.mono(chunk.span.start, chunk.span.end) for chunk in chunks])
         prompts = [self._weights.prompt(chunk.language, task.task, task.context) for chunk in chunks]
         decoded = self._weights.decode(encoded, prompts, manner)
-        return [self._judged(chunk, result) for chunk, result in zip(chunks, decoded, strict=True)]
+        return [self._judged(chunk, result, manner.temperature) for chunk, result in zip(chunks, decoded, strict=True)]
 
-    def _judged(self, chunk: Chunk, decoded: Decoded) -> Attempt:
+    def _judged(self, chunk: Chunk, decoded: Decoded, temperature: float) -> Attempt:
         text = self._weights.text(decoded.tokens)
         seconds = chunk.span.end - chunk.span.start
         speech = self._task.activity.spoken(chunk.span)
         heard = Heard(text, decoded.logprob, decoded.no_speech, seconds, speech, decoded.ended)
         phrases = self._weights.phrases(decoded.tokens, seconds)
-        return Attempt(chunk, tuple(phrases), text, decoded.logprob, fault(heard, self._task.limits))
+        sureness = Sureness(temperature, decoded.logprob, decoded.no_speech)
+        return Attempt(chunk, tuple(phrases), text, sureness, fault(heard, self._task.limits))
 
     def _gaps(self, attempt: Attempt) -> list[Chunk]:
         """Where in a sound transcript somebody speaks and no phrase is."""
@@ -205,5 +206,5 @@ def segments(attempts: Sequence[Attempt], text: Callable[[Sequence[int]], str]) 
             start = max(begin, min(begin + phrase.start, end - LEAST_SEGMENT_S))
             stop = min(max(begin + phrase.end, start + LEAST_SEGMENT_S), end)
             if words := text(phrase.tokens):
-                found.append(Segment(start, stop, words, language=attempt.chunk.language))
+                found.append(Segment(start, stop, words, language=attempt.chunk.language, sureness=attempt.sureness))
     return sorted(found, key=lambda segment: (segment.start, segment.end))

@@ -2,8 +2,9 @@
 
 Beyond the contract, in JSON: `warnings` (what had to be given up), `model`, each of the `output_formats` under its own
 name, `timings` with `debug`, and in verbose_json the `speaker` of segments and words, and `similarity`. In text they
-are a header. What no engine tells is neutral: in a verbose segment `tokens` is empty, `avg_logprob` and
-`no_speech_prob` are 0. Languages are codes.
+are a header. What an engine does not tell is neutral: in a verbose segment `tokens` is empty, and `avg_logprob` and
+`no_speech_prob` are 0 where it was not Whisper's; a stream's last event has no `usage`, which would have to be in
+tokens. Languages are codes, save the `language` of verbose_json, which is Whisper's English name.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import string
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import count, product
 from typing import Any
@@ -20,31 +21,32 @@ from urllib.parse import quote
 from fastapi import Response
 
 from hansard import render
+from hansard.server.language_names import name_of
 from hansard.server.openai.form import TEXTS, Ask
 from hansard.server.waiting import HEADERS
-from hansard.transcript import Transcript
+from hansard.transcript import Sureness, Transcript
 
 UNKNOWN = "unknown"  # the speaker of a segment whose voice nobody told apart: the contract wants a text
 
 LONGEST_WARNING = 500  # characters in a header, which proxies keep short
 
-MEDIA = {"srt": "application/x-subrip", "vtt": "text/vtt"}  # else text/plain
-
 
 def respond(ask: Ask, transcript: Transcript) -> Response:
     """The whole response."""
+    transcript = replace(transcript, warnings=(*ask.warnings, *transcript.warnings))
     if ask.stream:
         return Response("".join(_events(ask, transcript)), media_type="text/event-stream", headers=HEADERS)
     if ask.format in TEXTS:
-        text = render.FORMATS["txt" if ask.format == "text" else ask.format](transcript)
-        return Response(_bytes(text), media_type=MEDIA.get(ask.format, "text/plain"), headers=_warned(transcript))
+        name = "txt" if ask.format == "text" else ask.format
+        text = _bytes(render.FORMATS[name](transcript))
+        return Response(text, media_type=render.MEDIA[name], headers=warned(transcript.warnings))
     body = _turns(ask, transcript) if ask.request.task == "diarization" else _BODIES[ask.format](ask, transcript)
     return Response(_bytes(json.dumps(body, ensure_ascii=False, allow_nan=False)), media_type="application/json")
 
 
-def _warned(transcript: Transcript) -> dict[str, str]:
-    """The warnings as a header, percent-encoded where a header cannot hold a character."""
-    told = _bytes("; ".join(transcript.warnings)[:LONGEST_WARNING])
+def warned(warnings: Iterable[str]) -> dict[str, str]:
+    """Warnings as a header, percent-encoded where a header cannot hold a character."""
+    told = _bytes("; ".join(warnings)[:LONGEST_WARNING])
     return {"X-Warnings": quote(told, safe=" ,;:'()/=")} if told else {}
 
 
@@ -57,23 +59,30 @@ def _bytes(text: str) -> bytes:
 
 
 def _short(ask: Ask, transcript: Transcript) -> dict[str, Any]:
-    body: dict[str, Any] = {"text": plain(transcript)}
-    if ask.request.task != "translate":
-        codes = [transcript.language, *(segment.language for segment in transcript.segments)]
-        body["languages"] = [{"code": code} for code in dict.fromkeys(codes) if code and code != "multi"]
+    body: dict[str, Any] = {"text": plain(transcript), **_languages(ask, transcript)}
     return body | _words(ask, transcript) | _beside(ask, transcript)
+
+
+def _languages(ask: Ask, transcript: Transcript) -> dict[str, Any]:
+    """What is spoken; of a translation that would not be what is written."""
+    if ask.request.task == "translate":
+        return {}
+    codes = [transcript.language, *(segment.language for segment in transcript.segments)]
+    return {"languages": [{"code": code} for code in dict.fromkeys(codes) if code and code != "multi"]}
 
 
 def _verbose(ask: Ask, transcript: Transcript) -> dict[str, Any]:
     translated = ask.request.task == "translate"
     body: dict[str, Any] = {
         "task": "translate" if translated else "transcribe",
-        "language": (ask.request.target_language or "en") if translated else transcript.language,
+        "language": name_of((ask.request.target_language or "en") if translated else transcript.language),
         "duration": _duration(transcript),
         "text": plain(transcript),
+        **_languages(ask, transcript),
     }
     if ask.segments:
-        body["segments"] = [_segment(number, told, ask) for number, told in enumerate(_told(transcript))]
+        pairs = zip(_told(transcript), transcript.segments, strict=True)
+        body["segments"] = [_segment(number, told, one.sureness, ask) for number, (told, one) in enumerate(pairs)]
     return body | _words(ask, transcript) | _beside(ask, transcript)
 
 
@@ -95,7 +104,7 @@ def _turns(ask: Ask, transcript: Transcript) -> dict[str, Any]:
     told = [{"id": number, **_named(segment)} for number, segment in enumerate(_told(transcript))]
     for segment in told:
         segment.pop("text", None)
-    names = dict.fromkeys(segment["speaker"] for segment in told)
+    names = dict.fromkeys(segment["speaker"] for segment in told if "speaker" in segment)
     body: dict[str, Any] = {"task": "diarization", "duration": _duration(transcript), "num_speakers": len(names)}
     if ask.format == "verbose_json":
         body["speakers"] = [_speaker(name, told) for name in names]
@@ -104,7 +113,7 @@ def _turns(ask: Ask, transcript: Transcript) -> dict[str, Any]:
 
 
 def _speaker(name: str, turns: list[dict[str, Any]]) -> dict[str, Any]:
-    lengths = [turn["end"] - turn["start"] for turn in turns if turn["speaker"] == name]
+    lengths = [turn["end"] - turn["start"] for turn in turns if turn.get("speaker") == name]
     return {"id": name, "speech_seconds": round(sum(lengths), 3), "segments": len(lengths)}
 
 
@@ -126,16 +135,18 @@ def _named(segment: dict[str, Any]) -> dict[str, Any]:
     return kept | ({"speaker": name} if name else {})
 
 
-def _segment(number: int, told: dict[str, Any], ask: Ask) -> dict[str, Any]:
+def _segment(number: int, told: dict[str, Any], sureness: Sureness | None, ask: Ask) -> dict[str, Any]:
+    """A segment as Whisper tells it; where no engine tells how sure it was, that is 0."""
+    sure = sureness or Sureness(ask.request.temperature or 0.0, 0.0, 0.0)
     text = _bytes(told["text"])
     return _named(told) | {
         "id": number,
         "seek": int(told["start"] * 100),
         "tokens": [],
-        "temperature": ask.request.temperature or 0.0,
-        "avg_logprob": 0.0,
+        "temperature": sure.temperature,
+        "avg_logprob": round(sure.logprob, 4),
         "compression_ratio": round(len(text) / len(zlib.compress(text)), 4),
-        "no_speech_prob": 0.0,
+        "no_speech_prob": round(sure.no_speech, 4),
     }
 
 
@@ -219,7 +230,8 @@ def _events(ask: Ask, transcript: Transcript) -> Iterator[str]:
         yield _event({"type": "transcript.text.delta", "delta": piece, **told})
         if diarized:
             yield _event(diarized[number])
-    yield _event({"type": "transcript.text.done", **_short(ask, transcript)})
+    whole = {key: value for key, value in _short(ask, transcript).items() if key != "usage"}
+    yield _event({"type": "transcript.text.done", **whole})
     yield "data: [DONE]\n\n"
 
 

@@ -1,8 +1,9 @@
 """What a caller of OpenAI's audio endpoints asks for: OpenAI's fields and, beside them, every field of a job.
 
 OpenAI's own become a job's: `keywords` its hotwords, a `server_vad` threshold its `vad_onset`, known speakers its
-samples, the response format and the granularities its speakers, words and captions. What cannot be honoured is refused
-by name. Contract: openai-python 3.52.0, `types/audio`.
+samples, the response format and the granularities its speakers, words and captions. A language may also be Whisper's
+English name or `auto`. What cannot be honoured is refused by name, save hints, which cost a warning. Contract:
+openai-python 3.52.0, `types/audio`.
 """
 
 from __future__ import annotations
@@ -10,21 +11,27 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hansard.errors import RequestError, UnsupportedError
-from hansard.request import ALIASES, SETTINGS_NOT_FIELDS, Language, Request, parse
+from hansard.request import ALIASES, LONGEST_NAME, MOST_PROBLEMS, SETTINGS_NOT_FIELDS, Language, Request, parse
 from hansard.server import asking
 from hansard.server.form_values import inlined, typed
-from hansard.server.openai.models import DIARIZING, own_name
+from hansard.server.job import UPLOADED
+from hansard.server.language_names import name_of
+from hansard.server.openai.models import asks_for_speakers, own_name
 from hansard.server.uploads import Upload
 from hansard.settings import Settings
+from hansard.transcribers import TRANSCRIBERS
 
 TEXTS = frozenset({"text", "srt", "vtt", "rttm"})  # formats that are no JSON
 STREAMED = frozenset({"json", "text", "diarized_json"})
+
+Problem = tuple[str | None, str]
+"""The field that is meant, and what is wrong with it; None where a name is no field: it could be any text."""
 
 
 class _Strict(BaseModel):
@@ -36,8 +43,8 @@ class ServerVad(_Strict):
 
     type: Literal["server_vad"]
     threshold: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="speech begins above it")
-    prefix_padding_ms: int | None = Field(None, description="not settable here: refused")
-    silence_duration_ms: int | None = Field(None, description="not settable here: refused")
+    prefix_padding_ms: int | None = Field(None, description="changes nothing: a warning says so")
+    silence_duration_ms: int | None = Field(None, description="changes nothing: a warning says so")
 
 
 class KnownSpeakers(_Strict):
@@ -69,16 +76,31 @@ class TranscriptionFields(KnownSpeakers):
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt", "diarized_json"] = Field(
         "json", description="`diarized_json` tells speakers apart"
     )
-    stream: bool = Field(False, description="answer with server-sent events; json, text and diarized_json only")
+    stream: bool = Field(
+        False,
+        description=(
+            "answer with server-sent events, which tell the text when the job is done: until then comments keep the "
+            "connection; json, text and diarized_json only"
+        ),
+    )
     timestamp_granularities: list[Literal["word", "segment"]] = Field(
         [], description="what verbose_json holds; without it, segments"
     )
-    languages: list[Language] = Field([], description="the language, as a list of one")
+    languages: list[Language] = Field(
+        [], description="the language, as a list of one; of several one is detected among all, and a warning says so"
+    )
     keywords: list[str] = Field([], description="the same as `hotwords`")
     chunking_strategy: Literal["auto"] | ServerVad | None = Field(
         None, description="`auto`, or what counts as speech: `threshold` is `vad_onset`"
     )
     include: list[Literal["logprobs"]] = Field([], description="refused: no engine here tells log probabilities")
+
+
+_LANGUAGE = {
+    "anyOf": [{"type": "string"}, {"type": "null"}],
+    "default": None,
+    "description": "language spoken: a code as in `en`, or `english`; `auto` detects it, `multi` anew for each chunk",
+}
 
 
 @dataclass(frozen=True)
@@ -92,7 +114,7 @@ class Endpoint:
     def properties(self) -> dict[str, Any]:
         """The JSON Schema of each field that stands beside those of a job, whole in itself."""
         schema: dict[str, Any] = inlined(self.fields.model_json_schema())["properties"]
-        return schema
+        return schema | {"language": _LANGUAGE}
 
     @cached_property
     def known(self) -> dict[str, Any]:
@@ -108,13 +130,17 @@ DIARIZATION = Endpoint(DiarizationFields, ("diarization",))
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A job, and the shape of its answer; `segments` and `words` are what verbose_json is to hold."""
+    """A job, and the shape of its answer; `segments` and `words` are what verbose_json is to hold.
+
+    `warnings` say what of the request cannot be followed.
+    """
 
     request: Request
     format: str = "json"
     stream: bool = False
     segments: bool = True
     words: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -122,7 +148,18 @@ class _Draft:
     """A job's fields as they come together, and what is wrong with them."""
 
     own: dict[str, Any]
-    problems: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def refuse(self, name: str, problem: str) -> None:
+        """Note a problem with a field."""
+        self.problems.append((name, problem))
+
+    def settle(self) -> None:
+        """Raises RequestError listing the problems; it names the field of the first that is about one."""
+        if self.problems:
+            meant = next((name for name, _ in self.problems if name), None)
+            raise RequestError("; ".join(problem for _, problem in self.problems), meant)
 
     def given(self, name: str) -> str | None:
         """The spelling under which a field of a job came, if it did."""
@@ -131,7 +168,7 @@ class _Draft:
     def put(self, name: str, value: object, why: str) -> None:
         """Set a field for another that says the same."""
         if spelt := self.given(name):
-            self.problems.append(f"{why} and {spelt} say the same thing; give one of them")
+            self.refuse(spelt, f"{why} and {spelt} say the same thing; give one of them")
         else:
             self.own[name] = value
 
@@ -139,7 +176,7 @@ class _Draft:
         """Switch a field on for another that needs it."""
         spelt = self.given(name)
         if spelt and self.own[spelt] is False:
-            self.problems.append(f"{why} needs {name}; leave out {spelt}: false")
+            self.refuse(spelt, f"{why} needs {name}; leave out {spelt}: false")
         elif not spelt:
             self.own[name] = True
 
@@ -149,28 +186,28 @@ def read(given: Mapping[str, object], upload: Upload | None, endpoint: Endpoint,
 
     Raises RequestError listing what is wrong, UnsupportedError for what exists at OpenAI and not here.
     """
-    fields = {name: value for name, value in given.items() if value is not None}
+    fields = {
+        name: _meant(name, value) for name, value in given.items() if value is not None and not _is_auto(name, value)
+    }
     if upload is None and "file" in fields:
-        raise RequestError("file must be a file part of a multipart form, with a filename; it came as text")
+        raise RequestError("file must be a file part of a multipart form, with a filename; it came as text", "file")
     theirs = {name: value for name, value in fields.items() if name in endpoint.fields.model_fields}
     draft = _Draft({name: value for name, value in fields.items() if name not in theirs})
     draft.problems += _strange(draft.own, endpoint)
     source = draft.given("audio")
     if upload and source:
-        draft.problems.append(f"the recording came as a file and as {source}; give one of them")
+        draft.refuse(source, f"the recording came as a file and as {source}; give one of them")
     if not upload and not source:
-        draft.problems.append("the recording is missing: send it as a file part named file, or its URL in audio_url")
+        draft.refuse("file", "the recording is missing: send it as a file part named file, or its URL in audio_url")
     wanted, problems = _validated(theirs, endpoint)
     draft.problems += problems
-    if draft.problems:
-        raise RequestError("; ".join(draft.problems))
+    draft.settle()
     _name_task_and_model(draft, endpoint, settings)
     _fold(draft, wanted)
-    if draft.problems:
-        raise RequestError("; ".join(draft.problems))
+    draft.settle()
     if upload:
-        draft.own["audio"] = asking.UPLOADED
-    return _agreeing(parse(draft.own), wanted)
+        draft.own["audio"] = UPLOADED
+    return _agreeing(parse(draft.own), wanted, tuple(draft.warnings))
 
 
 def values(fields: Mapping[str, list[str]], endpoint: Endpoint) -> dict[str, object]:
@@ -178,33 +215,61 @@ def values(fields: Mapping[str, list[str]], endpoint: Endpoint) -> dict[str, obj
     return typed(fields, endpoint.known)
 
 
-def _strange(own: Mapping[str, object], endpoint: Endpoint) -> list[str]:
+def _is_auto(name: str, value: object) -> bool:
+    """Is this a language that says nothing?"""
+    return name in ("language", "languages") and isinstance(value, str) and value.strip().lower() == "auto"
+
+
+def _meant(name: str, value: object) -> object:
+    """A field as a job takes it: the code of a language that came as its English name; any other as it is."""
+    if name == "languages" and isinstance(value, list):
+        return [_code(item) for item in value if not _is_auto(name, item)]
+    return _code(value) if name in ("language", "target_language") else value
+
+
+def _code(value: object) -> object:
+    return _codes().get(value.strip().lower(), value) if isinstance(value, str) else value
+
+
+@cache
+def _codes() -> dict[str, str]:
+    """The codes of Whisper's languages by their English names."""
+    return {name_of(code): code for code in sorted(TRANSCRIBERS["whisper"].can.languages or ())}
+
+
+def _strange(own: Mapping[str, object], endpoint: Endpoint) -> list[Problem]:
     """Names that neither OpenAI nor a job has."""
     known = ["file", *endpoint.known]
-    problems = []
+    problems: list[Problem] = []
     for name in own:
+        if len(problems) == MOST_PROBLEMS:  # to look for near names takes its time
+            break
         if name not in known and name not in SETTINGS_NOT_FIELDS:  # those have a sentence of their own
-            near = difflib.get_close_matches(name.removesuffix("[]"), known, n=1)
-            problems.append(f"{name[:60]} is not a field here" + (f"; did you mean {near[0]}?" if near else ""))
-    return problems[:20]
+            near = difflib.get_close_matches(name.removesuffix("[]"), known, n=1) if len(name) <= LONGEST_NAME else []
+            hint = f"; did you mean {near[0]}?" if near else ""
+            problems.append((None, f"{name[:LONGEST_NAME]} is not a field here{hint}"))
+    return problems
 
 
-def _validated(theirs: Mapping[str, object], endpoint: Endpoint) -> tuple[Any, list[str]]:
+def _validated(theirs: Mapping[str, object], endpoint: Endpoint) -> tuple[Any, list[Problem]]:
     try:
         return endpoint.fields.model_validate(theirs), []
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)[:20]
-        return None, [".".join(map(str, e["loc"])) + f": {e['msg'][0].lower()}{e['msg'][1:]}" for e in found]
+        return None, [
+            (str(e["loc"][0]), ".".join(map(str, e["loc"])) + f": {e['msg'][0].lower()}{e['msg'][1:]}") for e in found
+        ]
 
 
 def _name_task_and_model(draft: _Draft, endpoint: Endpoint, settings: Settings) -> None:
     task = draft.own.setdefault("task", endpoint.tasks[0])
     if task not in endpoint.tasks:
-        draft.problems.append(f"task: this endpoint takes {' or '.join(endpoint.tasks)}; leave it out")
-    model = draft.own.pop("model", None)
-    if model == DIARIZING and task in ("transcribe", "translate") and draft.own.get("channels") != "separate":
-        draft.need("diarization", f"model {DIARIZING}")
-    draft.own["model"] = own_name(model, settings) if isinstance(model, str | None) else model
+        draft.refuse("task", f"task: this endpoint takes {' or '.join(endpoint.tasks)}; leave it out")
+    model = draft.own.get("model")
+    if isinstance(model, str):
+        if asks_for_speakers(model, settings):
+            _need_speakers(draft, f"model {model}")
+        draft.own["model"] = own_name(model, settings)
 
 
 def _fold(draft: _Draft, wanted: Any) -> None:
@@ -217,7 +282,7 @@ def _fold(draft: _Draft, wanted: Any) -> None:
     if answer in TEXTS:
         for name in ("output_formats", "debug", *(("align_output",) if answer == "text" else ())):
             if (spelt := draft.given(name)) and draft.own[spelt]:
-                draft.problems.append(f"{spelt} has no place in response_format {answer}; ask for verbose_json")
+                draft.refuse(spelt, f"{spelt} has no place in response_format {answer}; ask for verbose_json")
         if answer != "text":
             draft.own["output_formats"] = [answer]
 
@@ -226,7 +291,11 @@ def _fold_speakers(draft: _Draft, known: KnownSpeakers) -> None:
     names, references = known.known_speaker_names, known.known_speaker_references
     if len(names) != len(references):
         counts = f"{len(names)} and {len(references)}"
-        draft.problems.append(f"known_speaker_names and known_speaker_references must be as many; they are {counts}")
+        problem = f"known_speaker_names and known_speaker_references must be as many; they are {counts}"
+        draft.refuse("known_speaker_references", problem)
+    elif names and draft.own.get("channels") == "separate":
+        problem = "known_speaker_names are looked for in a mix of all channels; leave out channels: separate"
+        draft.refuse("known_speaker_names", problem)
     elif names:
         why = "known_speaker_names"
         samples = [{"name": name, "audio": sound} for name, sound in zip(names, references, strict=True)]
@@ -237,17 +306,14 @@ def _fold_speakers(draft: _Draft, known: KnownSpeakers) -> None:
 
 def _fold_speech(draft: _Draft, wanted: TranscriptionFields) -> None:
     if wanted.include:
-        raise UnsupportedError("include: no engine here tells logprobs; leave it out")
+        raise UnsupportedError("include: no engine here tells logprobs; leave it out", "include")
     if wanted.keywords:
         draft.put("hotwords", ", ".join(wanted.keywords), "keywords")
-    if len(wanted.languages) > 1:
-        raise UnsupportedError("languages: name one, or leave it out and the language is detected among all")
-    if wanted.languages and draft.own.get("language") != wanted.languages[0]:
-        draft.put("language", wanted.languages[0], "languages")
+    _fold_languages(draft, wanted.languages)
     if isinstance(vad := wanted.chunking_strategy, ServerVad):
-        for name in ("prefix_padding_ms", "silence_duration_ms"):
-            if getattr(vad, name) is not None:
-                raise UnsupportedError(f"chunking_strategy: {name} cannot be set here; leave it out")
+        hints = [name for name in ("prefix_padding_ms", "silence_duration_ms") if getattr(vad, name) is not None]
+        if hints:
+            draft.warnings.append(f"{' and '.join(hints)} of chunking_strategy cannot be set here and changed nothing")
         if vad.threshold is not None:
             draft.put("vad_onset", vad.threshold, "the threshold of chunking_strategy")
     if wanted.response_format == "diarized_json":
@@ -256,21 +322,31 @@ def _fold_speech(draft: _Draft, wanted: TranscriptionFields) -> None:
         draft.need("align_output", "timestamp_granularities word")
 
 
+def _fold_languages(draft: _Draft, languages: list[str]) -> None:
+    """One of `languages` is the language; among several no engine chooses, so they stay a hint."""
+    if not languages or draft.own.get("language") in languages:
+        return
+    if len(languages) == 1 or draft.given("language"):
+        draft.put("language", languages[0], "languages")
+    else:
+        named = " and ".join((", ".join(languages[:-1]), languages[-1]))
+        draft.warnings.append(f"the language was detected among all, not only among the languages {named}")
+
+
 def _need_speakers(draft: _Draft, why: str) -> None:
     """Have speakers told apart where the job does not do so in another way."""
     if draft.own["task"] in ("transcribe", "translate") and draft.own.get("channels") != "separate":
         draft.need("diarization", why)
 
 
-def _agreeing(request: Request, wanted: Any) -> Ask:
+def _agreeing(request: Request, wanted: Any, warnings: tuple[str, ...]) -> Ask:
     """What is asked for, if the shape of the answer has room for it."""
     answer, granularities, stream = wanted.response_format, [], False
     if isinstance(wanted, TranscriptionFields):
         granularities, stream = wanted.timestamp_granularities, wanted.stream
     if granularities and answer != "verbose_json":
-        raise RequestError("timestamp_granularities need response_format verbose_json")
+        raise RequestError("timestamp_granularities need response_format verbose_json", "timestamp_granularities")
     if stream and answer not in STREAMED:
-        raise RequestError(f"response_format {answer} cannot be streamed; leave out stream, or ask for json")
-    return Ask(
-        request, answer, stream, segments=not granularities or "segment" in granularities, words=request.align_output
-    )
+        raise RequestError(f"response_format {answer} cannot be streamed; leave out stream, or ask for json", "stream")
+    segments = not granularities or "segment" in granularities
+    return Ask(request, answer, stream, segments, words=request.align_output, warnings=warnings)

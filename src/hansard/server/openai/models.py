@@ -1,7 +1,7 @@
 """The names of models that a caller of the OpenAI endpoints may use: our own, and aliases for them.
 
-MODEL_ALIASES comes first; without it OpenAI's own names mean the default model. An alias of a model that tells
-speakers apart asks for that as well.
+MODEL_ALIASES comes first, also for what an alias stands for; without it OpenAI's own names mean the default model. The
+model that tells speakers apart asks for that by its own name and by every alias of it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,21 @@ OPENAI = (
 
 def own_name(name: str | None, settings: Settings) -> str | None:
     """The model that a caller's name stands for; None is the default one."""
-    if name is None:
-        return None
-    if name in settings.model_aliases:
-        return settings.model_aliases[name] or None
-    return None if name in OPENAI else name
+    last = _way(name, settings)[-1] if name is not None else ""
+    return None if last in OPENAI else last or None
+
+
+def asks_for_speakers(name: str, settings: Settings) -> bool:
+    """Does a caller's name stand for the model that tells speakers apart?"""
+    return DIARIZING in _way(name, settings)
+
+
+def _way(name: str, settings: Settings) -> list[str]:
+    """A caller's name, and from alias to alias what it stands for; it ends before it would go in a circle."""
+    way = [name]
+    while (target := settings.model_aliases.get(way[-1])) is not None and target not in way:
+        way.append(target)
+    return way
 
 
 def listed(settings: Settings) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from hansard.server.answer_models import (
     Transcription,
     VerboseTranscription,
     stream,
+    texts,
 )
 from hansard.server.context import Given, Who, core_of, settings_of
 from hansard.server.job import Submission
@@ -34,7 +35,7 @@ from hansard.settings import Settings
 
 router = APIRouter(tags=["openai"])
 
-CAPTIONS = ("text/plain", "text/vtt", "application/x-subrip")
+TEXTS = texts("txt", "srt", "vtt")
 
 Transcribed = Transcription | VerboseTranscription | DiarizedTranscription
 Translated = Transcription | VerboseTranscription
@@ -60,21 +61,29 @@ def _documented(endpoint: Endpoint, example: dict[str, Any], answer: Any, *other
         TRANSCRIPTION,
         {"model": "whisper-1", "response_format": "diarized_json"},
         Transcribed,
-        *CAPTIONS,
+        *TEXTS,
     ),
 )
 async def transcriptions(http: Request, who: Who) -> Response:
-    """The words of a recording, with speakers where asked, in any of OpenAI's response formats or as a stream."""
+    """The words of a recording, with speakers where asked, in any of OpenAI's response formats or as a stream.
+
+    An answer in JSON and a stream keep their connection alive until the job is done; text, srt and vtt cannot. Of a
+    recording that takes longer than your client waits ask for one of the former.
+    """
     return await _answer(http, who, TRANSCRIPTION)
 
 
 @router.post(
     "/v1/audio/translations",
     summary="Translate a recording",
-    **_documented(TRANSLATION, {"model": "whisper-1"}, Translated, *CAPTIONS),
+    **_documented(TRANSLATION, {"model": "whisper-1"}, Translated, *TEXTS),
 )
 async def translations(http: Request, who: Who) -> Response:
-    """The words of a recording in English, or where the model can in `target_language`."""
+    """The words of a recording in English, or where the model can in `target_language`.
+
+    An answer in JSON keeps its connection alive until the job is done; text, srt and vtt cannot. Of a recording that
+    takes longer than your client waits ask for JSON.
+    """
     return await _answer(http, who, TRANSLATION)
 
 

@@ -65,8 +65,9 @@ ARG REQUIRE_ALL
 ARG REVISION=unknown
 # What the server keeps and downloads: a volume that is new takes its owner from here.
 RUN useradd --uid 1000 --create-home hansard \
+    && install --directory --owner hansard --group hansard --mode 0700 /var/lib/hansard \
     && install --directory --owner hansard --group hansard \
-        /var/lib/hansard /home/hansard/.cache /home/hansard/.cache/huggingface
+        /home/hansard/.cache /home/hansard/.cache/huggingface
 COPY --from=models /models /models
 ENV DEFAULT_MODEL=${DEFAULT_MODEL} \
     DIARIZATION_MODEL=${DIARIZATION_MODEL} \

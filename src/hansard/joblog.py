@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -25,21 +25,59 @@ JOB_FIELD = "job"
 
 _current: ContextVar[str | None] = ContextVar("job", default=None)
 
-_PATTERNS = (
+SHORTEST_SECRET = 8  # characters: what is shorter stands in every other word
+MOST_IN_HAND = 10_000  # jobs whose secrets are known at once
+
+# Each in a time that grows with the text alone, whoever wrote it: what follows the first sign of a secret is walked
+# over once, whether it turns out to be one or not.
+_PATTERNS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"\bhf_[A-Za-z0-9]{6,}"), "hf_***"),
-    (re.compile(r"(?i)\b(bearer|token|authorization|api[_-]?key)(['\" =:]+)(?:bearer )?[^\s,;'\"]{8,}"), r"\1\2***"),
-    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/'\"]+@"), r"\1***@"),
-    (re.compile(r"(?i)\b(https?://[^\s?#'\"<>]+)[?#][^\s'\"<>]*"), r"\1?***"),
+    (
+        re.compile(
+            r"(?i)\b(bearer|token|authorization|api[_-]?key)(['\" =:]+)"
+            r"(?:basic [^\s,;'\"]{4,}|(?:bearer )?[^\s,;'\"]{8,})"
+        ),
+        r"\1\2***",
+    ),
+    (re.compile(r"://[^\s/'\"]+@"), "://***@"),
+    (
+        re.compile(r"(?i)\b(https?://[^\s?#'\"<>]+)([?#][^\s'\"<>]*)?"),
+        lambda url: url[1] + ("?***" if url[2] else ""),
+    ),
 )
+
+_in_hand: OrderedDict[str, tuple[str, ...]] = OrderedDict()
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:
     """A text without these secrets, and without whatever looks like one: keys, tokens, the query of a URL."""
-    for secret in secrets:
+    for secret in sorted(set(secrets), key=len, reverse=True):  # one may be the beginning of another
         text = text.replace(secret, "***")
     for pattern, instead in _PATTERNS:
         text = pattern.sub(instead, text)
     return text
+
+
+def register(job_id: str, secrets: Iterable[str]) -> None:
+    """Have the server take what a job brought out of its log and its answers, until `forget`.
+
+    Values shorter than SHORTEST_SECRET are left out, or any caller could blacken the log; of more than MOST_IN_HAND
+    jobs the oldest are forgotten.
+    """
+    if kept := tuple(secret for secret in secrets if len(secret) >= SHORTEST_SECRET):
+        _in_hand[job_id] = kept
+        while len(_in_hand) > MOST_IN_HAND:
+            _in_hand.popitem(last=False)
+
+
+def forget(job_id: str) -> None:
+    """A job is over; twice is fine."""
+    _in_hand.pop(job_id, None)
+
+
+def secrets_in_hand() -> frozenset[str]:
+    """The secrets of all jobs that were registered and not forgotten."""
+    return frozenset(secret for secrets in list(_in_hand.values()) for secret in secrets)
 
 
 @dataclass(eq=False)

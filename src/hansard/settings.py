@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from hansard.errors import SettingsError
 
 OLDER_PREFIX = "asr_"
+MOST = 1_000_000  # MB, seconds or lines: more than anybody needs, and less than what no file and no socket takes
 
 
 def _threshold(name: str, default: float, description: str) -> float:
@@ -146,6 +148,19 @@ class Settings(BaseSettings):
     )
     runpod_api_key: SecretStr | None = Field(None, description="key for RUNPOD_ENDPOINT_ID; never logged")
     runpod_endpoint_url: str = Field("https://api.runpod.ai/v2", description="address of RunPod's API (tests)")
+    bucket_endpoint_url: str | None = Field(
+        None,
+        description="address of an S3 storage for recordings too large for a request to RUNPOD_ENDPOINT_ID; "
+        "unset: they are made smaller, or refused",
+    )
+    bucket_name: str | None = Field(None, description="bucket for them, in which they lie while their job is done")
+    bucket_access_key_id: str | None = Field(
+        None, description="name of a key that may write, read and delete under `hansard/` in BUCKET_NAME"
+    )
+    bucket_secret_access_key: SecretStr | None = Field(
+        None, description="the secret of BUCKET_ACCESS_KEY_ID; never logged"
+    )
+    bucket_region: str = Field("us-east-1", description="region of BUCKET_NAME")
     log_json: bool = Field(False, description="write the server's log as JSON lines")
 
     @property
@@ -155,7 +170,13 @@ class Settings(BaseSettings):
 
     def secrets(self) -> tuple[str, ...]:
         """Values that no log and no answer may hold."""
-        given = (self.hf_token, self.voxtral_api_key, self.webhook_secret, self.runpod_api_key)
+        given = (
+            self.hf_token,
+            self.voxtral_api_key,
+            self.webhook_secret,
+            self.runpod_api_key,
+            self.bucket_secret_access_key,
+        )
         keys = [key.get_secret_value().strip() for key in (*given, *self.api_keys, *self.admin_keys) if key]
         return tuple(key for key in keys if key)
 
@@ -173,12 +194,37 @@ class Settings(BaseSettings):
     def _split_list(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator(
+        "connect_timeout_s", "read_timeout_s", "voxtral_timeout_s", "result_limit_mb", "log_file_mb", "log_tail_lines"
+    )
+    @classmethod
+    def _check_size(cls, value: float) -> float:
+        if value > MOST:
+            raise ValueError(f"must be at most {MOST}")
+        return value
+
+    @field_validator("advertised_hosts")
+    @classmethod
+    def _check_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(re.fullmatch(r"(?i)https?://[^\s/?#@]+(/[^\s?#]*)?", address) for address in value):
+            raise ValueError("each must be an address such as https://asr.example.com")
+        return tuple(address.rstrip("/") for address in value)
+
+    @field_validator("allow_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """As browsers send them: small letters, nothing after the host and its port."""
+        origins = tuple(origin.removesuffix("/").lower() for origin in value)
+        if not all(re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^\s/?#@*]+", origin) for origin in origins):
+            raise ValueError("each must be an origin such as https://app.example.com, or * for every one")
+        return origins
+
     @field_validator("align_models", "model_aliases", mode="before")
     @classmethod
     def _read_json(cls, value: object) -> object:
         try:
             return json.loads(value) if isinstance(value, str) else value
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError('must be JSON such as {"fr": "owner/name"}') from None
 
     @field_validator("audio_roots", mode="before")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import pytest
 from fastapi import Depends
 
-from hansard.errors import RateError
-from hansard.server.access import Caller, Rate, admin, caller
+from hansard.errors import RateError, SettingsError
+from hansard.server import access
+from hansard.server.access import FORWARDING, Caller, Rate, address_of, admin, caller, is_loopback
+from hansard.settings import Settings
 
 if TYPE_CHECKING:
     from conftest import Serve, Server
@@ -21,7 +25,7 @@ def door(serve: Serve, **given: Any) -> Server:
     server = serve(**given)
 
     async def who(caller: Annotated[Caller, Depends(caller)]) -> dict[str, Any]:
-        return {"owner": caller.owner, "admin": caller.admin}
+        return {"owner": caller.owner, "admin": caller.admin} | ({"shared": True} if caller.shared else {})
 
     async def models(caller: Annotated[Caller, Depends(admin)]) -> str:
         return "yours"
@@ -105,7 +109,9 @@ def test_without_keys_this_machine_may_do_everything(serve: Serve) -> None:
         {"Host": ""},
         {"Origin": "https://example.com"},
         {"Origin": "null"},
+        *({name: "127.0.0.1"} for name in FORWARDING),
     ],
+    ids=str,
 )
 def test_without_keys_nothing_leads_here_from_elsewhere(serve: Serve, headers: dict[str, str]) -> None:
     """Neither a name that was made to lead to 127.0.0.1, nor a page of another site, nor a proxy."""
@@ -117,14 +123,86 @@ def test_without_keys_nothing_leads_here_from_elsewhere(serve: Serve, headers: d
 
 
 def test_an_allowed_page_may_call_without_keys(serve: Serve) -> None:
+    """But it is no admin: who sits at this machine is, not whose page happens to be open there."""
     server = door(serve, allow_origins=("https://example.com",))
-    assert server.http.get("/who", headers={"Origin": "https://example.com"}).status_code == 200
+    answer = server.http.get("/who", headers={"Origin": "https://example.com"})
+    assert answer.json() == {"owner": "", "admin": False}
+    assert server.http.get("/models", headers={"Origin": "https://example.com"}).status_code == 403
+
+
+def test_not_every_page_may_call_without_keys(serve: Serve) -> None:
+    """However the server was told so: started that way it does not even begin."""
+    server = door(serve, allow_origins=("*",))
+    assert server.http.get("/who", headers={"Origin": "https://example.com"}).status_code == 401
+
+
+def test_a_proxy_that_hides_is_no_admin(serve: Serve) -> None:
+    """As nginx's `proxy_pass` speaks when nothing else is set."""
+    server = door(serve)
+    for version, status in ((b"1.0", b" 403 "), (b"1.1", b" 200 ")):
+        with socket.create_connection((server.http.base_url.host, server.http.base_url.port)) as raw:
+            raw.settimeout(60)
+            raw.sendall(b"GET /models HTTP/" + version + b"\r\nHost: 127.0.0.1:8000\r\nConnection: close\r\n\r\n")
+            assert status in raw.recv(1000)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"api_keys": ("1234567",)}, "API_KEYS"),
+        ({"api_keys": ("12345678", "1234567 ")}, "API_KEYS"),
+        ({"api_keys": ("12345678",), "admin_keys": ("k",)}, "ADMIN_KEYS"),
+        ({"allow_origins": ("*",)}, "ALLOW_ORIGINS"),
+        ({"allow_origins": ("https://example.com", "*"), "admin_keys": ("12345678",)}, "ALLOW_ORIGINS"),
+    ],
+)
+def test_what_lets_anybody_in_is_refused(
+    settings_of: Callable[..., Settings], given: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(SettingsError, match=told) as refused:
+        access.check(settings_of(**given))
+    assert "1234567" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"api_keys": ("12345678",), "allow_origins": ("*",)},
+        {"allow_anonymous": True, "allow_origins": ("*",)},
+        {"allow_origins": ("https://example.com",)},
+    ],
+)
+def test_what_does_not_is_taken(settings_of: Callable[..., Settings], given: dict[str, Any]) -> None:
+    access.check(settings_of(**given))
+
+
+@pytest.mark.parametrize(
+    ("client", "told"),
+    [
+        (("192.0.2.1", 5), "192.0.2.1"),
+        (("::ffff:192.0.2.1", 5), "192.0.2.1"),
+        (("2001:db8::1", 5), "2001:db8::1"),
+        (("fe80::1%eth0", 5), "fe80::1"),
+        (("::1%\nGET / 200", 5), "::1"),
+        (("anything at all", 0), None),
+        (None, None),
+    ],
+)
+def test_an_address_is_one_or_nothing(client: tuple[str, int] | None, told: str | None) -> None:
+    address = address_of({"client": client})
+    assert (str(address) if address else None) == told
+
+
+def test_what_this_machine_is() -> None:
+    assert all(map(is_loopback, ("127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1", "localhost", "a.localhost")))
+    assert not any(map(is_loopback, ("", "192.0.2.1", "::", "::ffff:192.0.2.1", "localhost.example.com", "1%1")))
 
 
 def test_anonymous_callers_from_elsewhere_are_no_admins(serve: Serve) -> None:
     server = door(serve, allow_anonymous=True)
     elsewhere = {"Host": "asr.example.com"}
-    assert server.http.get("/who", headers=elsewhere).json() == {"owner": "", "admin": False}
+    assert server.http.get("/who", headers=elsewhere).json() == {"owner": "", "admin": False, "shared": True}
     assert server.http.get("/models", headers=elsewhere).status_code == 403
 
 
@@ -142,6 +220,26 @@ def test_each_key_has_its_own_rate(serve: Serve) -> None:
     assert 1 <= int(refused.headers["retry-after"]) <= 61
     assert server.http.get("/who", headers=bearer("sk-two")).status_code == 200
     assert server.http.get("/healthz").status_code == 200
+
+
+def test_callers_without_a_key_are_told_apart_by_their_address(serve: Serve) -> None:
+    """As a proxy on this machine tells it; one line of IPv6 has as many addresses as it likes."""
+    server = door(serve, allow_anonymous=True, rate_limit=1)
+
+    def status(address: str) -> int:
+        return server.http.get("/who", headers={"X-Forwarded-For": address}).status_code
+
+    assert [status("192.0.2.1"), status("192.0.2.1"), status("192.0.2.2")] == [200, 429, 200]
+    assert [status("2001:db8::1"), status("2001:db8::2"), status("2001:db8:0:1::1")] == [200, 429, 200]
+    assert [status("made up"), status("made up again")] == [200, 429]
+
+
+def test_only_so_many_callers_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "MOST_COUNTED", 3)
+    rate = Rate(2)
+    for name in ("a", "b", "c", "a", "d"):
+        rate.count(name)
+    assert list(rate._times) == ["c", "a", "d"]
 
 
 def test_the_window_slides() -> None:

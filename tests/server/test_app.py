@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -21,10 +22,11 @@ import httpx
 import pytest
 from fake_runner import FakeRunner
 
+from hansard import joblog
 from hansard.engine.host import EngineHost
 from hansard.errors import SettingsError
 from hansard.server import logs, requests
-from hansard.server.__main__ import address
+from hansard.server.__main__ import _listen, address
 from hansard.server.app import create_app
 from hansard.server.runners import LocalRunner
 from hansard.settings import Settings
@@ -40,6 +42,13 @@ SAY_NO_MORE = ("/health", "/status")  # than that the server lives, in the words
 @pytest.mark.parametrize("path", PUBLIC)
 def test_health_and_docs_are_public(serve: Serve, path: str) -> None:
     assert serve(api_keys=("sk-one",)).http.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_health_may_be_asked_for_without_a_body(server: Server, path: str) -> None:
+    answer = server.http.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-length"] == server.http.get(path).headers["content-length"]
 
 
 def test_everything_else_needs_a_key(serve: Serve) -> None:
@@ -154,6 +163,14 @@ def test_the_log_names_requests_and_no_secrets(server: Server, caplog: pytest.Lo
     assert not [record for record in caplog.records if ours(record) and "sk-secret" in record.getMessage()]
 
 
+def test_the_log_tells_addresses_only(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        for told in ("192.0.2.7", "no address", "::1%x"):
+            server.http.get("/v1/jobs/a", headers={"X-Forwarded-For": told})
+    fields = [record.fields for record in caplog.records if hasattr(record, "fields")]
+    assert [field["client"] for field in fields] == ["192.0.2.7", "-", "::1"]
+
+
 def ours(record: logging.LogRecord) -> bool:
     """Not by the client, nor by the test server's own access log, which the real one has turned off."""
     return record.name.startswith("hansard")
@@ -184,6 +201,21 @@ def logged(settings: Settings, capsys: pytest.CaptureFixture[str]) -> str:
             logging.getLogger("hansard.x").exception("failed\nfor hf_abcdefgh", extra={"job": "job_1"})
     requests.current.reset(token)
     return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("log_json", [True, False])
+def test_what_a_job_brought_is_not_logged_while_it_runs(
+    settings_of: Callable[..., Settings], capsys: pytest.CaptureFixture[str], log_json: bool
+) -> None:
+    def line() -> str:
+        with logging_as(settings_of(log_json=log_json)):
+            logging.getLogger("hansard.x").info("the hub refused open-sesame")
+        return capsys.readouterr().err
+
+    joblog.register("job_1", ["open-sesame"])
+    assert "refused ***" in line()
+    joblog.forget("job_1")
+    assert "refused open-sesame" in line()
 
 
 def test_lines_of_json(settings_of: Callable[..., Settings], capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,6 +291,13 @@ def test_nobody_listens_to_the_world_without_keys(settings_of: Callable[..., Set
         address(settings_of(host_bind_address=host))
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6, or not beside IPv4")
+def test_every_address_is_of_either_kind() -> None:
+    with _listen("::", 0) as listener:
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, listener.getsockname()[1]), timeout=60).close()
+
+
 # The process
 
 
@@ -314,6 +353,8 @@ def test_what_keeps_it_from_starting_is_one_sentence(tmp_path: Path) -> None:
             "HOST_PORT": process(tmp_path, HOST_PORT=port),
             "API_KEYS": process(tmp_path, HOST_BIND_ADDRESS="0.0.0.0"),
             "STATE_DIR": process(tmp_path, STATE_DIR=str(tmp_path / "file")),
+            "8 characters": process(tmp_path, API_KEYS="secret"),
+            "ALLOW_ORIGINS": process(tmp_path, ALLOW_ORIGINS="*"),
         }
         for name, run in runs.items():
             with run:
@@ -322,6 +363,37 @@ def test_what_keeps_it_from_starting_is_one_sentence(tmp_path: Path) -> None:
                 assert "Traceback" not in said
                 assert said.splitlines()[-1].startswith("invalid_settings: ")
                 assert name in said.splitlines()[-1]
+
+
+@pytest.mark.timeout(120)
+def test_the_process_keeps_to_itself_and_to_its_limits(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir(mode=0o755)
+    before = os.umask(0o022)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1000, hard))
+    given = {"ALLOW_ANONYMOUS": "true", "HOST_BIND_ADDRESS": "127.0.0.1", "FORWARDED_ALLOW_IPS": "192.0.2.1"}
+    try:
+        server = process(tmp_path, **given, RATE_LIMIT="1")
+    finally:
+        os.umask(before)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with server:
+        try:
+            assert server.stderr
+            url, lines = started(server.stderr)
+            assert "see each other's jobs" in lines[2]
+            assert resource.prlimit(server.pid, resource.RLIMIT_NOFILE)[0] == min(hard, 65_536)
+            with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
+                assert client.get("/healthz", headers={"X": "x" * 70_000}).status_code == 431
+                from_7, from_8 = ({"X-Forwarded-For": f"192.0.2.{number}"} for number in (7, 8))
+                asked = [client.get("/v1/jobs", headers=headers).status_code for headers in (from_7, from_8, from_8)]
+            assert asked == [200, 200, 429]
+            files = [path for path in (tmp_path / "state").rglob("*") if path.is_file()]
+            assert files
+            assert {path.stat().st_mode & 0o077 for path in files} == {0}
+        finally:
+            server.terminate()
+            server.communicate()
 
 
 def test_the_command_says_how_to_use_it() -> None:

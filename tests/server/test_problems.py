@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
@@ -12,8 +14,12 @@ import pytest
 from fastapi import Query
 from fastapi.responses import StreamingResponse
 
-from hansard.errors import HansardError, RateError, from_code
+from hansard import joblog
+from hansard.errors import HansardError, RateError, RequestError, from_code
+from hansard.request import parse
+from hansard.server import problems
 from hansard.server.problems import KINDS
+from hansard.settings import Settings
 
 if TYPE_CHECKING:
     from conftest import Serve, Server
@@ -79,7 +85,8 @@ def test_every_error_has_openais_shape(door: Server) -> None:
     for code, kind in KINDS.items():
         answer = door.http.get(f"/fail/{code}")
         assert answer.status_code == kind.status, code
-        assert shaped(answer) == {"message": f"the sentence of {code}", "type": kind.type, "param": None, "code": code}
+        param = from_code(code, "").param
+        assert shaped(answer) == {"message": f"the sentence of {code}", "type": kind.type, "param": param, "code": code}
         assert answer.headers.get("x-should-retry") == (None if kind.again else "false"), code
         assert ("retry-after" in answer.headers) == (kind.status == 429), code
         assert ("www-authenticate" in answer.headers) == (kind.status == 401), code
@@ -123,6 +130,79 @@ def test_a_crash_says_where_to_look_and_nothing_else(door: Server, caplog: pytes
 def test_no_secret_leaves(door: Server) -> None:
     told = shaped(door.http.get("/tell"))["message"]
     assert told == "it ends in *** and https://example.com/a?*** ?"
+
+
+def test_what_a_running_job_brought_does_not_leave_either(door: Server) -> None:
+    secret = "a-secret-of-a-job"
+    path = f"/repeat/{secret}"
+
+    async def repeat(text: str) -> None:
+        raise HansardError(f"it was {text}")
+
+    door.app.add_api_route("/repeat/{text}", repeat)
+    joblog.register("job", [secret, "short"])
+    try:
+        assert shaped(door.http.get(path))["message"] == "it was ***"
+        assert shaped(door.http.get("/repeat/short"))["message"] == "it was short"
+    finally:
+        joblog.forget("job")
+    assert shaped(door.http.get(path))["message"] == f"it was {secret}"
+
+
+def test_a_long_sentence_is_cut_before_secrets_are_looked_for(
+    settings_of: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are looked for in a part that does not grow with what a caller sends; none is cut in two and then told."""
+    looked: list[int] = []
+
+    def redact(text: str, secrets: Iterable[str]) -> str:
+        looked.append(len(text))
+        return joblog.redact(text, secrets)
+
+    monkeypatch.setattr(problems, "redact", redact)
+    settings = settings_of(runpod_api_key="a-secret-of-the-server")
+    body = problems.body(RequestError("a.b:" * 1_000_000), settings)
+    assert looked == [2 * problems.LONGEST_MESSAGE]
+    assert len(body["error"]["message"]) == problems.LONGEST_MESSAGE + 1
+    url = "https://example.com/?" + "x" * (2 * problems.LONGEST_MESSAGE - 33)
+    told = problems.body(RequestError(f"{url} a-secret-of-the-server and more"), settings)["error"]["message"]
+    assert "a-s" not in told
+
+
+def test_a_long_name_costs_no_more_than_a_short_one(server: Server) -> None:
+    """Neither to look for near names, nor to repeat it."""
+    name = "a.b:" * 250_000
+    with pytest.raises(RequestError) as told:
+        parse({"audio": "https://example.com/a.wav", "task": "transcription", "segments": [{name: 1}]})
+    assert len(told.value.sentence) < 500
+    for path in ("/v1/jobs", "/v1/audio/transcriptions"):
+        begin = time.process_time()
+        answer = server.http.post(path, json={"audio": "https://example.com/a.wav", name: 1, "segments": [{name: 1}]})
+        assert answer.status_code == 400
+        assert len(answer.content) < 5000
+        assert time.process_time() - begin < 2, path
+
+
+def test_near_names_are_looked_for_a_few_times_only(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And among names that somebody may have meant to write."""
+    looked: list[str] = []
+    near = difflib.get_close_matches
+
+    def look(word: str, known: list[str], n: int) -> list[str]:
+        looked.append(word)
+        return near(word, known, n=n)
+
+    monkeypatch.setattr(difflib, "get_close_matches", look)
+    for path in ("/v1/jobs", "/v1/audio/transcriptions"):
+        many = {f"num_speaker{number}": 1 for number in range(1000)}
+        answer = server.http.post(path, json={"audio": "https://example.com/a.wav", "x" * 61: 1, **many})
+        told = shaped(answer)["message"]
+        assert "x" * 60 + " is not a field" in told
+        assert "did you mean num_speakers?" in told
+        assert told.count(" is not a field") == 20
+        assert len(looked) == 19
+        assert max(map(len, looked)) <= 60
+        looked.clear()
 
 
 def test_a_parameter_that_is_wrong_is_named(door: Server) -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import socket
 import time
 import tracemalloc
+from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from fake_runner import FakeRunner
 from fastapi import Request
 
-from hansard.server import multipart
+from hansard.server import multipart, uploads
 from hansard.server.multipart import MB, TEXT_MB, Parts, harmless
 from hansard.server.uploads import received
 
@@ -117,14 +120,48 @@ def test_json_and_urlencoded_bodies(door: Server) -> None:
         b"null",
         b'{"a": NaN}',
         b'{"a": "\\ud800"}',
+        b'{"a": "\xed\xa0\x80"}',
         b"\xff",
+        '{"a": "b"}'.encode("utf-16"),
         b"[" * 100_000,
         b'{"a": ' + b"1" * 5000 + b"}",
     ],
-    ids=["empty", "cut", "list", "null", "nan", "surrogate", "latin", "deep", "long number"],
+    ids=["empty", "cut", "list", "null", "nan", "surrogate", "raw surrogate", "latin", "wide", "deep", "long number"],
 )
 def test_what_is_no_json_object_is_refused(door: Server, body: bytes) -> None:
     assert "JSON" in refused(door, 400, content=body, headers={"content-type": "application/json"})
+
+
+def test_json_may_begin_with_a_mark_and_hold_a_pair(door: Server) -> None:
+    body = b'\xef\xbb\xbf{"a": "\\ud83d\\ude00"}'
+    answer = door.http.post("/echo", content=body, headers={"content-type": "application/json"})
+    assert answer.json()["json"] == {"a": "\U0001f600"}
+
+
+def test_json_of_too_many_values_is_refused(door: Server) -> None:
+    """Of each value the memory is many times its two bytes."""
+    many = b'{"a": [' + b"{}," * uploads.MOST_VALUES + b"{}]}"
+    fits = json.dumps({"segments": [{"start": 1.5, "end": 2, "speaker": "A"}] * 45_000}).encode()
+    headers = {"content-type": "application/json"}
+    assert len(door.http.post("/echo", content=fits, headers=headers).json()["json"]["segments"]) == 45_000
+    assert "more than 200000 values" in refused(door, 400, content=many, headers=headers)
+
+
+def test_text_of_all_requests_together_is_bounded(door: Server) -> None:
+    budget = door.app.state.budget
+    assert budget.left == uploads.IN_HAND_MB * MB
+    long, short = {"prompt": "x" * 5000}, {"prompt": "x" * 500}
+    file = {"file": ("a", b"x" * 5000)}
+    budget.left = 4000
+    for sent in ({"json": long}, {"data": long}, {"data": long, "files": file}):
+        answer = door.http.post("/echo", **sent)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
+        assert answer.headers["retry-after"] == "5"
+        assert left(door) == []
+    for sent in ({"json": short}, {"data": short}, {"data": short, "files": file}):
+        assert door.http.post("/echo", **sent).status_code == 200
+    assert budget.left == 4000, "what requests held was given back"
+    assert door.http.post("/echo", json={"many": [{}] * 100}).status_code == 429, "a value costs more than its bytes"
 
 
 def test_a_recording_above_the_limit_is_refused_while_it_comes(door: Server) -> None:
@@ -184,6 +221,42 @@ def test_more_fields_than_anybody_needs_are_refused(door: Server) -> None:
 )
 def test_broken_forms_are_refused(door: Server, body: bytes, told: str) -> None:
     assert told in refused(door, 400, content=body, headers=MULTIPART)
+
+
+def test_more_files_than_any_endpoint_takes_are_refused(door: Server) -> None:
+    """Each is a file that is open."""
+    many = {f"file{number}": ("a", b"x") for number in range(multipart.MOST_FILES + 1)}
+    assert f"at most {multipart.MOST_FILES} files" in refused(door, 400, files=many)
+
+
+def test_a_file_is_closed_when_its_part_ends(tmp_path: Path) -> None:
+    async def two() -> None:
+        parts = Parts(BOUNDARY.encode(), tmp_path, 1)
+        await parts.write(part("a", b"one", '; filename="a"') + part("b", b"t", '; filename="b"')[:-2])
+        assert [file.closed for file in parts._files] == [True, False]
+        await parts.write(b"wo\r\n" + END)
+        assert [file.closed for file in parts._files] == [True, True]
+        _, files = await parts.finish()
+        assert [file.path.read_bytes() for file in files.values()] == [b"one", b"two"]
+
+    asyncio.run(two())
+
+
+@pytest.mark.parametrize(
+    ("extra", "name"),
+    [
+        ("; filename*=UTF-8''%C3%A9%20t.mp3", "é t.mp3"),
+        ("; filename*=\"utf-8'en'a.mp3\"", "a.mp3"),
+        ("; filename*=iso-8859-1''%E9.mp3", "é.mp3"),
+        ("; FileName* = UTF-8''..%2F..%2Fa.mp3", "a.mp3"),
+        ("; filename*=nothing''%ff.mp3", "mp3"),
+        ("; filename=\"plain.mp3\"; filename*=UTF-8''other.mp3", "plain.mp3"),
+    ],
+)
+def test_a_file_may_be_named_in_the_longer_way_alone(door: Server, extra: str, name: str) -> None:
+    told = door.http.post("/echo", content=part("file", b"sound", extra) + END, headers=MULTIPART).json()
+    assert told["fields"] == {}
+    assert told["files"]["file"][:2] == [name, 5]
 
 
 def test_other_bodies_are_refused(door: Server) -> None:
@@ -247,6 +320,74 @@ def test_a_client_that_falls_silent_is_told_so(serve: Serve) -> None:
     assert b" 400 " in answer
     assert b"stopped coming for 0.05 s" in answer
     assert left(server) == []
+
+
+def test_a_client_that_trickles_is_told_so(serve: Serve) -> None:
+    """A byte within every READ_TIMEOUT_S, and no end."""
+    server = with_echo(serve(read_timeout_s=0.2))
+    with connected(server) as raw:
+        raw.sendall(
+            f"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: {MULTIPART['content-type']}\r\n"
+            f"Content-Length: {MB}\r\n\r\n".encode()
+            + part("file", b"x", '; filename="a"')[:-2]
+        )
+        raw.settimeout(0.05)
+        answer, end = b"", time.monotonic() + PATIENCE_S
+        while not answer and time.monotonic() < end:
+            raw.sendall(b"x")
+            try:
+                answer = raw.recv(2000)
+            except TimeoutError:
+                continue
+    assert b" 400 " in answer
+    assert b"comes too slowly" in answer
+    until(lambda: not left(server))
+
+
+def asked(server: Server, length: int, *headers: str) -> bytes:
+    """The answer to a request whose body never comes; nothing where it is still waited for."""
+    with connected(server) as raw:
+        lines = [f"Content-Length: {length}", f"Content-Type: {MULTIPART['content-type']}", *headers]
+        raw.sendall(("POST /echo HTTP/1.1\r\nHost: localhost\r\n" + "\r\n".join(lines) + "\r\n\r\n").encode())
+        raw.settimeout(0.3)
+        try:
+            return raw.recv(2000)
+        except TimeoutError:
+            return b""
+
+
+def test_a_full_queue_is_told_before_megabytes_come(serve: Serve, runner: FakeRunner) -> None:
+    server = with_echo(serve(max_queue=1))
+    assert asked(server, 60 * MB) == b""
+    gate = runner.gated()
+    for name in ("a", "b"):
+        assert server.http.post("/v1/jobs", json={"audio": f"https://example.com/{name}.wav"}).status_code == 202
+        until(lambda: server.core.running == 1)
+    answer = asked(server, 60 * MB)
+    assert b" 429 " in answer
+    assert b"queue_full" in answer
+    assert b"retry-after" in answer.lower()
+    assert server.http.post("/echo", content=iter([b"x"]), headers=MULTIPART).status_code == 429, "of unknown length"
+    for again in ("Idempotency-Key: mine", "X-Stainless-Retry-Count: 1"):
+        assert asked(server, 60 * MB, again) == b"", "it may be a job that exists"
+    assert b" 429 " in asked(server, 60 * MB, "X-Stainless-Retry-Count: 0")
+    assert b" 413 " in asked(server, 6000 * MB), "what is refused for good is told first"
+    assert server.http.post("/echo", json={"small": True}).status_code == 200
+    gate.set()
+
+
+def test_a_disk_that_is_nearly_full_is_told_before_megabytes_come(
+    door: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "free")
+    free = uploads.RESERVE_MB * MB + 2 * MB
+    monkeypatch.setattr(uploads.shutil, "disk_usage", lambda _: usage(free))
+    assert asked(door, 2 * MB) == b""
+    free -= 1
+    answer = asked(door, 2 * MB)
+    assert b" 500 " in answer
+    assert b"disk is nearly full" in answer
+    assert door.http.post("/echo", json={"small": True}).status_code == 200
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(door: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,3 +127,8 @@ def test_a_model_without_times_of_its_own_has_an_aligner_for_every_language() ->
 
 def test_a_build_without_arguments_is_whisper_that_may_go_on_without_a_token() -> None:
     assert {name: value for name, value in given("whisper").items() if value != ARGS[name]} == {"REQUIRE_ALL": "1"}
+
+
+def test_what_the_server_keeps_is_its_users_alone() -> None:
+    lines = DOCKERFILE.replace("\\\n", " ").splitlines()
+    assert any("--mode 0700 /var/lib/hansard" in line for line in lines)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hansard.joblog import JOB_FIELD, JobLog
+from hansard import joblog
+from hansard.joblog import JOB_FIELD, JobLog, redact, secrets_in_hand
 from hansard.settings import Settings
 
 log = logging.getLogger("hansard.test")
@@ -158,6 +160,9 @@ SECRET_LINES = {
     "Authorization: Bearer abcdefgh12345": "Authorization: ***",
     "{'Authorization': 'Bearer abcdefgh12345'}": "{'Authorization': '***'}",
     "sent bearer ABCDEFGH.ijkl_mnop": "sent bearer ***",
+    "Authorization: Basic YTpi": "Authorization: ***",
+    "{'authorization': 'Basic dXNlcjpwYXNz'}": "{'authorization': '***'}",
+    "a basic token is enough": "a basic token is enough",
     "api_key=abcdefgh12345, next": "api_key=***, next",
     "https://me:pass@example.com/a.mp3": "https://***@example.com/a.mp3",
     "s3://key@bucket/a": "s3://***@bucket/a",
@@ -181,6 +186,49 @@ def test_what_looks_like_a_secret_is_taken_out(
     assert texts(tail.lines) == [expected]
     assert texts(written(tmp_path).splitlines()) == [expected]
     assert texts(capfd.readouterr().err.splitlines()) == [expected]
+
+
+def test_a_secret_that_begins_another_leaves_nothing_of_it() -> None:
+    assert redact("it was open-sesame-street", ["open-sesame", "open-sesame-street"]) == "it was ***"
+
+
+PIECES = ["https://", "a.", "a://", "token=", 'token"', "hf_", "https://a@", "authorization: ", "basic "]
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_the_time_grows_with_the_text_alone(piece: str) -> None:
+    """Whoever writes it: sixteen times as much text takes about sixteen times as long, not 256 times."""
+
+    def seconds(size: int) -> float:
+        text = piece * (size // len(piece))
+        return min(_timed(text) for _ in range(3))
+
+    def _timed(text: str) -> float:
+        begin = time.process_time()
+        redact(text, ())
+        return time.process_time() - begin
+
+    assert seconds(320_000) < 80 * max(seconds(20_000), 0.0005)
+
+
+def test_the_server_knows_what_its_jobs_brought() -> None:
+    joblog.register("a", ["open sesame", "x"])
+    joblog.register("b", ["x"])
+    try:
+        assert secrets_in_hand() == {"open sesame"}
+    finally:
+        joblog.forget("a")
+        joblog.forget("a")
+    assert secrets_in_hand() == set()
+
+
+def test_of_too_many_jobs_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joblog, "MOST_IN_HAND", 2)
+    for number in range(4):
+        joblog.register(str(number), [f"the secret {number}"])
+    assert secrets_in_hand() == {"the secret 2", "the secret 3"}
+    for number in range(4):
+        joblog.forget(str(number))
 
 
 def test_the_secrets_of_a_job_are_taken_out_everywhere(

@@ -52,14 +52,18 @@ GIVEN: dict[str, tuple[str, str, Any]] = {
     "log_file_mb": ("LOG_FILE_MB", "1.5", 1.5),
     "host_bind_address": ("HOST_BIND_ADDRESS", "0.0.0.0", "0.0.0.0"),
     "host_port": ("HOST_PORT", "80", 80),
-    "advertised_hosts": ("ADVERTISED_HOSTS", "https://a.example, b.example", ("https://a.example", "b.example")),
+    "advertised_hosts": (
+        "ADVERTISED_HOSTS",
+        "https://a.example/, http://b.example:8000/asr",
+        ("https://a.example", "http://b.example:8000/asr"),
+    ),
     "api_keys": ("API_KEYS", "key-one, key-two,", (SecretStr("key-one"), SecretStr("key-two"))),
     "admin_keys": ("ADMIN_KEYS", "key-three", (SecretStr("key-three"),)),
     "allow_anonymous": ("ALLOW_ANONYMOUS", "true", True),
     "allow_origins": (
         "ALLOW_ORIGINS",
-        "https://a.example,https://b.example",
-        ("https://a.example", "https://b.example"),
+        "https://a.example/,HTTPS://B.example:81, app://notes",
+        ("https://a.example", "https://b.example:81", "app://notes"),
     ),
     "rate_limit": ("RATE_LIMIT", "60", 60),
     "state_dir": ("STATE_DIR", "~/s", Path("~/s").expanduser()),
@@ -72,6 +76,11 @@ GIVEN: dict[str, tuple[str, str, Any]] = {
     "runpod_endpoint_id": ("RUNPOD_ENDPOINT_ID", "abc123", "abc123"),
     "runpod_api_key": ("RUNPOD_API_KEY", "rpa_abcdefgh", SecretStr("rpa_abcdefgh")),
     "runpod_endpoint_url": ("RUNPOD_ENDPOINT_URL", "http://127.0.0.1:1/v2", "http://127.0.0.1:1/v2"),
+    "bucket_endpoint_url": ("BUCKET_ENDPOINT_URL", "http://127.0.0.1:1", "http://127.0.0.1:1"),
+    "bucket_name": ("BUCKET_NAME", "sound", "sound"),
+    "bucket_access_key_id": ("BUCKET_ACCESS_KEY_ID", "id-abcdefgh", "id-abcdefgh"),
+    "bucket_secret_access_key": ("BUCKET_SECRET_ACCESS_KEY", "secret-abcdefgh", SecretStr("secret-abcdefgh")),
+    "bucket_region": ("BUCKET_REGION", "eu-central-1", "eu-central-1"),
     "log_json": ("LOG_JSON", "true", True),
 }
 """Of each field its variable, a text for it that is not its default, and what that text means."""
@@ -140,7 +149,10 @@ def test_the_device_can_be_chosen(device: str, on_gpu: bool) -> None:
 
 
 BAD = {
-    "ALIGN_MODELS": ["fr=owner/name", "[]", "1"],
+    "ALIGN_MODELS": ["fr=owner/name", "[]", "1", "[" * 100_000],
+    "MODEL_ALIASES": ["[" * 100_000],
+    "ADVERTISED_HOSTS": ["asr.example.com", "ftp://a.example", "https://", "https://a.example?b", "https://a b"],
+    "ALLOW_ORIGINS": ["app.example.com", "null", "https://a.example/app", "https://*.example.com", "https://", "//a"],
     "MODELS_DIR": ["~nosuchuser/x"],
     "DEVICE": ["gpu", "cuda:0"],
     "COMPUTE_TYPE": ["half"],
@@ -150,15 +162,15 @@ BAD = {
     "MAX_AUDIO_HOURS": ["0", "-1", "nan", "x"],
     "ALLOW_PRIVATE_URLS": ["maybe"],
     "CONNECT_TIMEOUT_S": ["0"],
-    "READ_TIMEOUT_S": ["0"],
+    "READ_TIMEOUT_S": ["0", "1e305"],
     "DOWNLOAD_RETRIES": ["-1", "1.5"],
     "NO_SPEECH_THRESHOLD": ["x", "nan"],
     "LOGPROB_THRESHOLD": ["x"],
     "COMPRESSION_RATIO_THRESHOLD": ["x"],
     "CANCEL_GRACE_S": ["-0.1"],
-    "RESULT_LIMIT_MB": ["0", "inf", "nan"],
-    "LOG_TAIL_LINES": ["-1", "5.5"],
-    "LOG_FILE_MB": ["0", "inf", "nan"],
+    "RESULT_LIMIT_MB": ["0", "inf", "nan", "1e305"],
+    "LOG_TAIL_LINES": ["-1", "5.5", "1" + "0" * 30],
+    "LOG_FILE_MB": ["0", "inf", "nan", "1e305"],
 }
 
 
@@ -247,6 +259,11 @@ def test_no_file_is_read_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_roots_are_split(text: str, roots: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUDIO_ROOTS", text)
     assert load().audio_roots == roots
+
+
+def test_every_page_may_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALLOW_ORIGINS", "*")
+    assert load().allow_origins == ("*",)
 
 
 def test_nothing_is_allowed_by_default() -> None:

@@ -26,7 +26,7 @@ LONGEST_WAIT_S = 30.0  # bounds a server's Retry-After too
 _HEARTBEAT_S = 0.2  # between the reports of a wait, so that a cancelled job does not sit it out
 _MOST_REDIRECTS = 5
 _CHUNK = 65_536  # bytes
-_SLOWEST = 4_000  # bytes/s over the whole transfer: half of telephone speech
+SLOWEST = 4_000  # bytes/s over the whole transfer: half of telephone speech
 _GUESS = 10_000_000  # bytes: half-way, where the server does not tell the length
 
 _MEANINGS = {
@@ -166,7 +166,7 @@ class _Download:
 
     def _refuse_crawling(self, received: int, seconds: float) -> None:
         """A byte now and then would satisfy the read time limit for ever."""
-        if seconds > 2 * self._settings.read_timeout_s + received / _SLOWEST:
+        if seconds > 2 * self._settings.read_timeout_s + received / SLOWEST:
             raise FetchError(f"{self._name} comes too slowly: {received} bytes in {seconds:.0f} s")
 
     def _tell(self, fraction: float) -> None:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import resource
 import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
@@ -19,9 +22,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hansard.errors import HansardError, RequestError, SettingsError
 from hansard.models import Models
 from hansard.plan import default_diarizer, default_transcriber
-from hansard.server import logs
+from hansard.server import access, logs
 from hansard.server.access import is_loopback
 from hansard.server.app import create_app
+from hansard.server.protocol import Protocol
 from hansard.settings import Settings, load
 
 log = logging.getLogger("hansard.server")
@@ -29,6 +33,8 @@ log = logging.getLogger("hansard.server")
 KEEP_ALIVE_S = 75  # that an idle connection stays open: longer than proxies reuse theirs
 GRACE_S = 10  # that answers in hand have when the server ends
 BACKLOG = 2048  # connections that wait to be accepted
+MOST_OPEN = 65_536  # files and connections, where the machine allows more: some programs walk through all of them
+PROXIES = ["127.0.0.1", "::ffff:127.0.0.1", "::1"]  # whose X-Forwarded-For is believed: those on this machine
 EVERY = "0.0.0.0"  # noqa: S104 - only with keys, or where that was asked for
 
 
@@ -36,6 +42,7 @@ def main() -> int:
     """The command; its exit code."""
     options = _options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until uvicorn has its own, and again after it
+    os.umask(0o077)  # what callers send and get is nobody else's, though STATE_DIR be open to all
     try:
         settings = load(options.env_file)
         logs.set_up(settings)
@@ -76,12 +83,16 @@ def _file(name: str) -> Path:
 
 def _serve(settings: Settings) -> int:
     """Run until a signal. Raises HansardError where it cannot start, KeyboardInterrupt for Ctrl-C."""
+    access.check(settings)
     host = address(settings)
+    _open_more()
     app = _Startup(create_app(settings))
     listener = _listen(host, settings.host_port)
     config = uvicorn.Config(
         app,
+        http=Protocol,
         lifespan="on",
+        forwarded_allow_ips=PROXIES,
         log_config=None,
         access_log=False,  # `requests` has it
         ws="none",
@@ -105,10 +116,20 @@ def _serve(settings: Settings) -> int:
 def _listen(host: str, port: int) -> socket.socket:
     """A socket that listens, so that a port that is taken is told before an engine is started."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = host == "::" and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as error:
         raise SettingsError(f"cannot listen on HOST_BIND_ADDRESS {host}, HOST_PORT {port}: {error.strerror}") from None
+
+
+def _open_more() -> None:
+    """Allow as many connections at once as the machine does; the usual 1024 are soon used up by callers who wait."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_OPEN if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _announce(settings: Settings, host: str, port: int) -> None:
@@ -118,7 +139,10 @@ def _announce(settings: Settings, host: str, port: int) -> None:
     if settings.api_keys:
         log.info("callers need a key; API_KEYS has %d", len(settings.api_keys))
     elif settings.allow_anonymous:
-        log.warning("anybody who reaches this server may call it: ALLOW_ANONYMOUS is true and there are no API_KEYS")
+        log.warning(
+            "anybody who reaches this server may call it, and callers see each other's jobs: "
+            "ALLOW_ANONYMOUS is true and there are no API_KEYS"
+        )
     else:
         log.info("no key is needed; set API_KEYS to be reached from other machines")
 

@@ -4,8 +4,11 @@ Without API_KEYS everybody who reaches the server may call it, whatever key a cl
 for with ALLOW_ANONYMOUS, requests must then name this machine: neither a web page of another site nor a proxy that
 leads here from elsewhere is let in.
 
-Models are seen and changed by ADMIN_KEYS. Without any, only by whoever calls from this machine itself, without a proxy
-between, a server that has no API_KEYS either and is not open to others.
+Models are seen and changed by ADMIN_KEYS. Without any, only by whoever calls from this machine itself, from no page but
+the server's own and without a proxy between, a server that has no API_KEYS either and is not open to others.
+
+Not covered: a proxy on this machine that names it as the host and adds no header of its own, as nginx's `proxy_pass`
+does when nothing else is set, cannot be told from a caller on this machine. Its HTTP/1.0 alone keeps it from models.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import hashlib
 import hmac
 import ipaddress
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated
@@ -24,12 +27,26 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import SecretStr
+from starlette.types import Scope
 
-from hansard.errors import AccessError, ForbiddenError, RateError
+from hansard.errors import AccessError, ForbiddenError, RateError, SettingsError
 from hansard.settings import Settings
 
-FORWARDING = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")  # what proxies add
+FORWARDING = (
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-forwarded-server",
+    "x-real-ip",
+    "cf-connecting-ip",
+    "true-client-ip",
+    "via",
+)
+"""Headers that proxies add."""
 WINDOW_S = 60.0  # for which RATE_LIMIT counts
+MOST_COUNTED = 10_000  # callers whose requests are counted at once: there are more addresses than memory
+SHORTEST_KEY = 8  # characters
 
 _BEARER = HTTPBearer(auto_error=False, description="one of API_KEYS or ADMIN_KEYS")
 _HEADER = APIKeyHeader(name="x-api-key", auto_error=False, description="the same key, for clients without Bearer")
@@ -37,10 +54,14 @@ _HEADER = APIKeyHeader(name="x-api-key", auto_error=False, description="the same
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: a short hash of the key, empty for anybody. `admin` may see and change models."""
+    """Who calls: a short hash of the key, empty for anybody. `admin` may see and change models.
+
+    `shared`: strangers call under the same name, so that none should be shown what belongs to it.
+    """
 
     owner: str
     admin: bool
+    shared: bool = False
 
 
 class Gate:
@@ -51,7 +72,8 @@ class Gate:
         self._open = not self._callers
         self._callers |= {_digest(key): Caller(_owner(key), True) for key in _values(settings.admin_keys)}
         self._local_only = self._open and not settings.allow_anonymous
-        self._anybody = Caller("", admin=self._local_only and not settings.admin_keys)
+        self._anybody = Caller("", admin=False, shared=self._open and not self._local_only)
+        self._owns_all = self._local_only and not settings.admin_keys  # whoever sits at this machine
         self._origins = settings.allow_origins
         self._rate = Rate(settings.rate_limit, now)
 
@@ -60,10 +82,10 @@ class Gate:
         who = self._known(_key(request))
         if who is None and self._open:
             self._refuse_strangers(request)
-            who = self._anybody if _is_direct(request) else Caller("", admin=False)
+            who = Caller("", admin=True) if self._owns_all and _is_direct(request) else self._anybody
         if who is None:
             raise AccessError("give one of the server's keys, as in: Authorization: Bearer KEY")
-        self._rate.count(who.owner)
+        self._rate.count(who.owner or _place(request.scope))
         return who
 
     def _known(self, key: bytes) -> Caller | None:
@@ -75,23 +97,25 @@ class Gate:
         return found
 
     def _refuse_strangers(self, request: Request) -> None:
-        """On a server for this machine alone: what came by another name, or was sent by a page of another site."""
+        """On a server for this machine alone: what another name, a proxy or a page of another site led here."""
         if not self._local_only:
             return
-        host, origin = request.headers.get("host", ""), request.headers.get("origin")
-        from_elsewhere = origin not in (None, f"http://{host}", f"https://{host}", *self._origins)
-        if not _is_local(host) or (from_elsewhere and "*" not in self._origins):
+        allowed = _is_own_page(request) or request.headers["origin"] in self._origins
+        if not allowed or _is_handed_on(request) or not _is_local(request.headers.get("host", "")):
             raise AccessError(
                 "this server has no API_KEYS and answers only to its own machine; set API_KEYS, or ALLOW_ANONYMOUS=true"
             )
 
 
 class Rate:
-    """At most `limit` requests of each key in any minute; 0 for any number. Remembers `limit` times a key."""
+    """At most `limit` requests of each caller in any minute; 0 for any number.
+
+    Remembers `limit` times of each of the last MOST_COUNTED callers.
+    """
 
     def __init__(self, limit: int, now: Callable[[], float] = time.monotonic) -> None:
         self._limit, self._now = limit, now
-        self._times: dict[str, deque[float]] = {}
+        self._times: OrderedDict[str, deque[float]] = OrderedDict()
 
     def count(self, owner: str) -> None:
         """Count one request; one that is refused does not count. Raises RateError."""
@@ -105,6 +129,20 @@ class Rate:
             wait = max(1, int(times[0] + WINDOW_S - now) + 1)
             raise RateError(f"at most {self._limit} requests a minute; try again in {wait} s", retry_after_s=wait)
         times.append(now)
+        self._times.move_to_end(owner)
+        while len(self._times) > MOST_COUNTED:
+            self._times.popitem(last=False)
+
+
+def check(settings: Settings) -> None:
+    """Raises SettingsError for keys that can be guessed, and where every page on the web could call without one."""
+    for name, keys in (("API_KEYS", settings.api_keys), ("ADMIN_KEYS", settings.admin_keys)):
+        if any(len(value) < SHORTEST_KEY for value in _values(keys)):
+            raise SettingsError(f"{name} has a key of less than {SHORTEST_KEY} characters, which can be guessed")
+    if "*" in settings.allow_origins and not settings.api_keys and not settings.allow_anonymous:
+        raise SettingsError(
+            "ALLOW_ORIGINS is * and no key is needed, so that any web page could call; set API_KEYS, or name the pages"
+        )
 
 
 async def caller(
@@ -124,10 +162,36 @@ async def admin(who: Annotated[Caller, Depends(caller)]) -> Caller:
     return who
 
 
+def address_of(scope: Scope) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Where a request came from; None where a proxy told what is no address."""
+    client = scope.get("client")
+    return _address(client[0]) if client else None
+
+
+def _place(scope: Scope) -> str:
+    """Under what an anonymous caller is counted: its address, or the network that one line has in IPv6."""
+    address = address_of(scope)
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address or "nowhere")
+
+
 def _is_direct(request: Request) -> bool:
-    """Did this machine itself send the request, and no proxy hand it on?"""
-    handed_on = any(name in request.headers for name in FORWARDING)
-    return request.client is not None and is_loopback(request.client.host) and not handed_on
+    """Did this machine itself send the request, from no other site's page, and no proxy hand it on?"""
+    address = address_of(request.scope)
+    from_here = address is not None and address.is_loopback and request.scope.get("http_version") != "1.0"
+    return from_here and _is_own_page(request) and not _is_handed_on(request)
+
+
+def _is_handed_on(request: Request) -> bool:
+    """Has a proxy left its mark?"""
+    return any(name in request.headers for name in FORWARDING)
+
+
+def _is_own_page(request: Request) -> bool:
+    """Did no page of a browser send this, or one of the server's own?"""
+    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    return origin in (None, f"http://{host}", f"https://{host}")
 
 
 def _key(request: Request) -> bytes:
@@ -174,7 +238,14 @@ def is_loopback(name: str) -> bool:
     """Is this a name or an address that only this machine reaches?"""
     if name == "localhost" or name.endswith(".localhost"):
         return True
+    address = _address(name)
+    return address is not None and address.is_loopback
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a text is, without its zone; IPv4 within IPv6, as a socket for both tells it, is IPv4."""
     try:
-        return ipaddress.ip_address(name).is_loopback
+        address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
-        return False
+        return None
+    return getattr(address, "ipv4_mapped", None) or address

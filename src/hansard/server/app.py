@@ -25,6 +25,7 @@ from hansard.server.openai import routes as openai
 from hansard.server.requests import Requests
 from hansard.server.runners import Runner, choose
 from hansard.server.runpod import routes as runpod_door
+from hansard.server.uploads import Budget
 from hansard.server.webhooks import Webhooks
 from hansard.settings import Settings
 
@@ -80,10 +81,12 @@ def create_app(settings: Settings, runner: Runner | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.settings, app.state.runner = settings, does
-    app.state.gate, app.state.metrics = Gate(settings), Metrics()
+    app.state.gate, app.state.metrics, app.state.budget = Gate(settings), Metrics(), Budget()
     problems.install(app)
     for router in ROUTERS:
         app.include_router(router, responses=problems.RESPONSES)
+    for path, endpoint in (("/healthz", health.healthz), ("/readyz", health.readyz)):  # for probes that want no body
+        app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
     _wrap(app, settings)
     return app
 

@@ -13,7 +13,7 @@ from logging.handlers import RotatingFileHandler
 from typing import Any
 
 from hansard.errors import SettingsError
-from hansard.joblog import JOB_FIELD, redact
+from hansard.joblog import JOB_FIELD, redact, secrets_in_hand
 from hansard.server import requests
 from hansard.settings import Settings
 
@@ -31,7 +31,7 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         about = [name for name in (requests.current.get(), getattr(record, JOB_FIELD, None)) if name]
         record.where = f"[{' '.join(about)}] " if about else ""
-        return redact(super().format(record), self._secrets)
+        return redact(super().format(record), (*self._secrets, *secrets_in_hand()))
 
 
 class _JsonFormatter(logging.Formatter):
@@ -52,10 +52,14 @@ class _JsonFormatter(logging.Formatter):
             **getattr(record, FIELDS, {}),
             "traceback": self.formatException(record.exc_info) if record.exc_info else None,
         }
-        return json.dumps({name: self._clean(value) for name, value in told.items() if value is not None})
-
-    def _clean(self, value: Any) -> Any:
-        return redact(value, self._secrets) if isinstance(value, str) else value
+        secrets = (*self._secrets, *secrets_in_hand())
+        return json.dumps(
+            {
+                name: redact(value, secrets) if isinstance(value, str) else value
+                for name, value in told.items()
+                if value is not None
+            }
+        )
 
 
 def set_up(settings: Settings) -> None:

@@ -1,6 +1,7 @@
 """The parts of a multipart/form-data body as they come: fields in memory, files on disk, counted and hashed on the way.
 
-The grammar is python-multipart's. Not covered: base64 parts, which RFC 7578 forbids.
+The grammar is python-multipart's. RFC 7578 forbids `filename*`, but some clients send nothing else: it is read where
+there is no plain `filename`. Not covered: base64 parts, which it forbids too.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import re
 import shutil
 import tempfile
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -23,9 +26,11 @@ from hansard.errors import EmptyAudioError, RequestError, TooLargeError
 MB = 10**6
 TEXT_MB = 20  # of a request that are no file: RunPod takes as much, and known voices may come as data URIs
 MOST_FIELDS = 1000
-MOST_FILES = 100  # as many voices may be known
+MOST_FILES = 4  # no endpoint takes more than one; strays are named in its error
 BATCH = 2**18  # bytes that wait in memory for a thread to hash and write them
 LONGEST_NAME = 100  # characters
+
+_EXTENDED_NAME = re.compile(r";\s*filename\*\s*=\s*\"?([\w-]*)'[\w-]*'([^\s;\"]*)", re.ASCII | re.IGNORECASE)
 
 TOO_MUCH_TEXT = f"besides its files a request has at most {TEXT_MB} MB; send the recording as a file part or a URL"
 NOT_WELL_FORMED = "the body is not well-formed multipart/form-data; let your HTTP library build it"
@@ -50,11 +55,14 @@ class Parts:
 
     `write` takes the body's bytes and `finish` gives what they held. Both raise RequestError for what is not well
     formed, TooLargeError above `max_audio_mb` MB of files or TEXT_MB of the rest; `finish` raises EmptyAudioError for a
-    file without bytes. After any error `remove` takes away what was written.
+    file without bytes. `hold` is told how many bytes stay in memory, and may raise. After any error `remove` takes away
+    what was written.
     """
 
-    def __init__(self, boundary: bytes, folder: Path, max_audio_mb: int) -> None:
-        self._folder, self._max_audio_mb = folder, max_audio_mb
+    def __init__(
+        self, boundary: bytes, folder: Path, max_audio_mb: int, hold: Callable[[int], None] = lambda _: None
+    ) -> None:
+        self._folder, self._max_audio_mb, self._hold = folder, max_audio_mb, hold
         self._parser = _parser(boundary, self)
         self._fields: list[_Field] = []
         self._files: list[_File] = []
@@ -78,7 +86,7 @@ class Parts:
         if not self._ended:
             raise RequestError("the body ends before its last part does; send it again")
         await self._store(0)
-        uploads = {file.name: file.close() for file in self._files}
+        uploads = {file.name: file.upload() for file in self._files}
         for name, upload in uploads.items():
             if upload.size == 0:
                 raise EmptyAudioError(f"the file in {name} has no bytes; send the recording itself")
@@ -93,8 +101,9 @@ class Parts:
             file.remove()
 
     async def _store(self, most_waiting: int) -> None:
+        """Write what waits where it is more than this, or where the file has ended."""
         for file in self._files:
-            if file.waiting > most_waiting:
+            if file.waiting > most_waiting or (file.ended and not file.closed):
                 await asyncio.to_thread(file.store)
 
     # What the parser tells
@@ -120,10 +129,8 @@ class Parts:
         if not options.get(b"name"):
             raise RequestError("a part of the body has no name; give every part one in its Content-Disposition")
         name = _utf8(options[b"name"], "the name of a field")
-        if options.get(b"filename") is None:
-            self._part = self._new_field(name)
-        else:
-            self._part = self._new_file(name, options[b"filename"])
+        title = options.get(b"filename", _extended_name(self._disposition))
+        self._part = self._new_field(name) if title is None else self._new_file(name, title)
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         match self._part:
@@ -135,12 +142,16 @@ class Parts:
                 self._text += end - start
                 if self._text > TEXT_MB * MB:
                     raise TooLargeError(TOO_MUCH_TEXT)
+                self._hold(end - start)
         if self._part is not None:
             self._part.add(data[start:end])
 
     def on_part_end(self) -> None:
         """A browser sends a nameless empty part for a file that nobody chose: that is no file."""
-        if isinstance(self._part, _File) and not self._part.title and self._part.is_empty:
+        if not isinstance(self._part, _File):
+            return
+        self._part.ended = True
+        if not self._part.title and self._part.is_empty:
             self._files.remove(self._part)
             self._part.remove()
 
@@ -177,7 +188,10 @@ class _Field:
 
 
 class _File:
-    """A file on its way to disk, under its field's name; `title` is what the caller calls it."""
+    """A file on its way to disk, under its field's name; `title` is what the caller calls it.
+
+    Once it has `ended`, the next `store` closes it.
+    """
 
     def __init__(self, name: str, title: str, folder: Path) -> None:
         self.name, self.title = name, title
@@ -187,11 +201,16 @@ class _File:
         self._size = 0
         self._waiting: list[bytes] = []
         self.waiting = 0
+        self.ended = False
         self._writing = threading.Lock()  # so that no thread writes to a file that is being closed
 
     @property
     def is_empty(self) -> bool:
         return self._size + self.waiting == 0
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
 
     def add(self, data: bytes) -> None:
         self._waiting.append(data)
@@ -207,15 +226,26 @@ class _File:
         with self._writing:
             while batch:  # a disk that is nearly full takes a part
                 batch = batch[self._file.write(batch) :]
+            if self.ended:
+                self._file.close()
 
-    def close(self) -> Upload:
-        self._file.close()
+    def upload(self) -> Upload:
+        """What it is now that it is closed."""
         return Upload(self._path, self.title, self._size, self._hash.hexdigest())
 
     def remove(self) -> None:
         with self._writing, suppress(OSError):
             self._file.close()
         shutil.rmtree(self._path.parent, ignore_errors=True)
+
+
+def _extended_name(disposition: str) -> bytes | None:
+    """The name in `filename*=UTF-8''%C3%A9.mp3`, as UTF-8; None where there is none."""
+    found = _EXTENDED_NAME.search(disposition)
+    if found is None:
+        return None
+    charset = "latin-1" if found[1].lower() == "iso-8859-1" else "utf-8"
+    return unquote_to_bytes(found[2]).decode(charset, "replace").encode()
 
 
 def too_large(max_audio_mb: int) -> TooLargeError:

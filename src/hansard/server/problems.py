@@ -19,12 +19,13 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from hansard.errors import HansardError, RateError
-from hansard.joblog import redact
+from hansard.joblog import redact, secrets_in_hand
 from hansard.settings import Settings
 
 log = logging.getLogger(__name__)
 
 LONGEST_MESSAGE = 2_000  # characters: it may repeat what the caller sent, of any size
+LONGEST_LOOK = 2 * LONGEST_MESSAGE  # characters of it in which secrets are looked for: they take little of it away
 MOST_PROBLEMS = 20  # told at once
 SHOWN = 100  # characters of an address that does not exist
 
@@ -95,6 +96,7 @@ KINDS: dict[str, Kind] = {
     "job_not_found": _MISSING,
     "job_not_finished": _CONFLICT,
     "cancelled": _CONFLICT,
+    "timed_out": Kind(504, "server_error"),
     "result_too_large": _OURS,
 }
 
@@ -137,7 +139,7 @@ def answer(error: HansardError, settings: Settings) -> JSONResponse:
 
 def body(error: HansardError, settings: Settings) -> dict[str, Any]:
     """An error of ours in OpenAI's shape: the body of an answer, or of an event in a stream."""
-    return _shape(redact(error.sentence, settings.secrets()), kind_of(error).type, error.code)
+    return _shape(_clean(error.sentence, settings), kind_of(error).type, error.code, error.param)
 
 
 def crash(request_id: str) -> JSONResponse:
@@ -152,6 +154,11 @@ def stopping() -> JSONResponse:
     return JSONResponse(_shape(sentence, _AWAY.type, "stopping"), _AWAY.status, {"Retry-After": "5"})
 
 
+def unread(status: HTTPStatus, sentence: str) -> JSONResponse:
+    """The answer to what no application has seen, as it is no request or too large a one."""
+    return JSONResponse(_shape(sentence, _REQUEST.type, _code(status)), status, {"x-should-retry": "false"})
+
+
 def install(app: FastAPI) -> None:
     """Have the app answer its errors this way; what nobody foresaw is caught further out, by `requests`."""
     app.add_exception_handler(HansardError, _ours)
@@ -163,7 +170,8 @@ async def _ours(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HansardError)
     request.app.state.metrics.refused(error.code)
     told = answer(error, request.app.state.settings)
-    one_line = "".join(letter if letter.isprintable() else "?" for letter in error.sentence[:LONGEST_MESSAGE])
+    sentence = _clean(error.sentence, request.app.state.settings)[:LONGEST_MESSAGE]
+    one_line = "".join(letter if letter.isprintable() else "?" for letter in sentence)
     log.info("%s: %s", error.code, one_line)
     return told
 
@@ -183,7 +191,7 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     """What the router refuses: an address or a method that does not exist."""
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
-    code = status.phrase.lower().replace(" ", "_")
+    code = _code(status)
     request.app.state.metrics.refused(code)
     where = f"{request.method} {_path(request)}"
     sentence = {
@@ -193,6 +201,19 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
     headers = {**dict(error.headers or {}), "x-should-retry": "false"}
     return JSONResponse(_shape(sentence, kind, code), int(status), headers)
+
+
+def _code(status: HTTPStatus) -> str:
+    return status.phrase.lower().replace(" ", "_")
+
+
+def _clean(sentence: str, settings: Settings) -> str:
+    """A sentence without secrets; it may repeat what the caller sent, so it is cut before they are looked for."""
+    secrets = (*settings.secrets(), *secrets_in_hand())
+    told = redact(sentence[:LONGEST_LOOK], secrets)
+    if len(sentence) > LONGEST_LOOK:  # the cut may have gone through a secret, of which a part is not found
+        told = told[: -max((len(secret) for secret in secrets), default=1)]
+    return told
 
 
 def _path(request: Request) -> str:

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hansard.errors import HansardError
 from hansard.server import problems
+from hansard.server.access import address_of
 from hansard.server.metrics import NOWHERE, Metrics
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Requests:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        exchange = _Exchange(given if _SANE.fullmatch(given) else f"req_{uuid.uuid4().hex}", send)
+        exchange = _Exchange(given if _SANE.fullmatch(given) else f"req_{uuid.uuid4().hex}", send, self._metrics)
         token = current.set(exchange.id)
         begin = time.perf_counter()
         try:
@@ -56,10 +57,10 @@ class Requests:
 
 
 class _Exchange:
-    """One request: its id, and how far its answer is."""
+    """One request: its id, how far its answer is, and the status it is counted under."""
 
-    def __init__(self, request_id: str, send: Send) -> None:
-        self.id, self._send = request_id, send
+    def __init__(self, request_id: str, send: Send, metrics: Metrics) -> None:
+        self.id, self._send, self._metrics = request_id, send, metrics
         self.status = CLIENT_LEFT
         self.started = False
 
@@ -69,6 +70,11 @@ class _Exchange:
             MutableHeaders(scope=message)["x-request-id"] = self.id
         await self._send(message)
 
+    def failed(self, code: str, status: int) -> None:
+        """Count an error that no handler of the application has told."""
+        self.status = status
+        self._metrics.refused(code)
+
 
 async def _caught(app: ASGIApp, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
     """Answer even where the app fails. An answer that has begun is left unended, which the caller sees as a failure."""
@@ -77,13 +83,17 @@ async def _caught(app: ASGIApp, scope: Scope, receive: Receive, exchange: _Excha
     except ClientDisconnect:
         exchange.status = CLIENT_LEFT
     except asyncio.CancelledError:  # the server stops, and this took longer than it waits
+        exchange.failed("stopping", HTTPStatus.SERVICE_UNAVAILABLE)
         if not exchange.started:
             await problems.stopping()(scope, receive, exchange.send)
     except Exception as error:
-        if exchange.started and isinstance(error.__cause__, HansardError):  # how the framework tells of a late error
-            log.warning("the answer was cut off: %s", error.__cause__)
+        late = error.__cause__  # how the framework tells of an error after the answer had begun
+        if exchange.started and isinstance(late, HansardError):
+            log.warning("the answer ended in an error: %s", late)
+            exchange.failed(late.code, problems.kind_of(late).status)
             return
         log.exception("the request failed")
+        exchange.failed(HansardError.code, HTTPStatus.INTERNAL_SERVER_ERROR)
         if not exchange.started:
             await problems.crash(exchange.id)(scope, receive, exchange.send)
 
@@ -96,13 +106,12 @@ def _route(scope: Scope) -> str:
 def _note(scope: Scope, status: int, seconds: float) -> None:
     """One line; the address as it came, percent-encoded and without its query, which may hold a key."""
     address = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")[:200]
-    client = scope["client"][0] if scope.get("client") else "-"
     fields = {
         "method": scope["method"],
         "path": address,
         "status": status,
         "seconds": round(seconds, 4),
-        "client": client,
+        "client": str(address_of(scope) or "-"),
     }
     expected = scope["path"] in QUIET and status in (HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE)
     level = logging.DEBUG if expected else logging.INFO

@@ -2,9 +2,8 @@
 
     builder/fetch_models.py large-v3 pyannote/speaker-diarization-community-1 --languages en ru --models-dir /models
 
-A second run downloads nothing, one after an interrupted one goes on with what was downloaded of hub repositories (a
-bundle of torchaudio's begins anew), what is damaged is replaced. The token for gated models is that of BuildKit's
-secret hf_token, else HF_TOKEN.
+A second run downloads nothing, one after an interrupted one goes on with what was downloaded, what is damaged is
+replaced. The token for gated models is that of BuildKit's secret hf_token, else HF_TOKEN.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         problems = _run(options)
     except KeyboardInterrupt:
-        print("interrupted; the next run goes on with what was downloaded of hub repositories", file=sys.stderr)
+        print("interrupted; the next run goes on with what was downloaded", file=sys.stderr)
         return 130
     except HansardError as error:
         problems = [error.sentence]

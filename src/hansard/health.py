@@ -4,12 +4,17 @@ python -m hansard.health    exit code 0 when jobs can be done here, else 1; one 
 
 The engine process sends a beat every few seconds and the worker notes its arrival in its private folder, so a fresh
 note proves that both of them live and run. What it does not tell: whether the job in hand gets on, whether the door
-takes jobs, whether the default models could be loaded (a job says that), and which of several workers that share one
-WORK_DIR is meant: one that is well is enough.
+takes jobs, whether the default models could be loaded (/readyz and the jobs say that), and which of several workers
+that share one WORK_DIR is meant: one that is well is enough.
+
+A server with LAZY_LOAD_MODELS has no engine until the first job, which starts it: that it runs is enough. One with
+RUNPOD_ENDPOINT_ID never has: it is known by the lock of its STATE_DIR. The platform gives that variable to its workers,
+too, so it counts only where there is no worker.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 import time
@@ -17,12 +22,14 @@ from pathlib import Path
 from typing import Literal
 
 from hansard.errors import HansardError
-from hansard.settings import load
+from hansard.settings import Settings, load
 from hansard.workspace import living_roots
 
 State = Literal["starting", "ready", "unfit", "down"]
 
 FILE = "health"
+SERVER_LOCK = "lock"  # in STATE_DIR
+NOBODY = "no worker of this user runs in WORK_DIR"
 FRESH_S = 60.0  # a beat may be held up for so long by an import or by a library that keeps other threads waiting
 
 
@@ -33,41 +40,69 @@ def write(root: Path, state: State) -> None:
     os.replace(part, root / FILE)
 
 
-def problem(work_dir: Path) -> str | None:
-    """What is wrong with the worker in WORK_DIR; None where it is well."""
+def verdict(settings: Settings) -> tuple[bool, str]:
+    """Can jobs be done by what runs here with these settings, and a few words on why."""
+    wrong = problem(settings.work_dir, lazy=settings.lazy_load_models)
+    if wrong is None:
+        return True, "the engine is ready" + (" or starts with the first job" if settings.lazy_load_models else "")
+    if wrong == NOBODY and settings.runpod_endpoint_id is not None:
+        runs = _is_held(settings.state_dir / SERVER_LOCK)
+        return runs, "the server runs, a RunPod endpoint does its jobs" if runs else "no server holds STATE_DIR"
+    return False, wrong
+
+
+def problem(work_dir: Path, lazy: bool = False) -> str | None:
+    """What is wrong with the worker in WORK_DIR; None where it is well. `lazy`: it is without an engine at first."""
     try:
         roots = living_roots(work_dir)
     except OSError as error:
         return f"WORK_DIR cannot be read: {error.strerror}"
-    found = [_problem_of(root) for root in roots]
+    found = [_problem_of(root, lazy) for root in roots]
     if not found:
-        return "no worker of this user runs in WORK_DIR"
+        return NOBODY
     return None if None in found else "; ".join(one for one in found if one)
 
 
-def _problem_of(root: Path) -> str | None:
+def _problem_of(root: Path, lazy: bool) -> str | None:
     try:
         state, _, told_at = (root / FILE).read_text().partition(" ")
         age = time.monotonic() - float(told_at)
+    except FileNotFoundError:
+        return None if lazy else "the engine is still starting"  # nothing was noted so far
     except (OSError, ValueError):
-        return "the engine is still starting"  # nothing was noted so far
+        return "the engine is still starting"
     if state == "down":
-        return "the engine is down; the next job starts it again"
+        return "the engine is down; it is started again by itself"
     if state == "unfit":
         return "this machine cannot do the work; the worker's log says why"
     if not 0 <= age <= FRESH_S:
         return f"no sign of life of the engine for {age:.0f} s"
-    return None if state == "ready" else "the engine is still starting"
+    return None if state == "ready" or lazy else "the engine is still starting"
+
+
+def _is_held(lock: Path) -> bool:
+    """Does another process hold a lock? Asked with a shared one, so that two who ask do not see each other."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def main() -> None:
     """The command."""
     try:
-        wrong = problem(load().work_dir)
+        well, why = verdict(load())
     except HansardError as error:
-        wrong = str(error)
-    print(f"unhealthy: {wrong}" if wrong else "healthy: the engine is ready")
-    sys.exit(1 if wrong else 0)
+        well, why = False, str(error)
+    print(f"{'healthy' if well else 'unhealthy'}: {why}")
+    sys.exit(0 if well else 1)
 
 
 if __name__ == "__main__":

@@ -51,8 +51,9 @@ def without_frames(error: Exception) -> Exception:
 def give_back_memory() -> None:
     """Let go of what nobody refers to, and of the GPU's memory that torch keeps for itself: CTranslate2 may need it."""
     gc.collect()
-    if torch := sys.modules.get("torch"):
-        torch.cuda.empty_cache()
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    if empty_cache := getattr(cuda, "empty_cache", None):  # there is none while another thread still imports torch
+        empty_cache()
 
 
 class _Silence:

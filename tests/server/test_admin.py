@@ -14,17 +14,24 @@ import pytest
 from fake_runner import FakeRunner
 
 import hansard.hub
+from hansard import plan
+from hansard.aligners import bundles
+from hansard.allowance import Memory
 from hansard.engine.wire import Warm
-from hansard.errors import HansardError, ModelError
+from hansard.errors import EngineMissingError, HansardError, ModelError
 from hansard.plan import Choice, Plan
 from hansard.request import Request
 from hansard.server.admin import routes as admin
 from hansard.server.admin import stockroom
+from hansard.server.admin.downloads import WINDOW_S, Download
+from hansard.server.admin.inventory import entry_named
 from hansard.server.runners import LocalRunner
 from hansard.settings import Settings
 from hansard.stages import StageReport
+from hansard.transcribers import canary
 from hansard.transcript import Transcript
 from hub import Hub
+from loopback import Loopback, Player
 from places import TINY
 
 if TYPE_CHECKING:
@@ -33,7 +40,8 @@ if TYPE_CHECKING:
     from conftest import Serve, Server
 
 PATIENCE_S = 60.0
-WHISPER = "Systran/faster-whisper-tiny"
+WHISPER, OTHER = "Systran/faster-whisper-tiny", "Systran/faster-whisper-base"
+SPHINX, EMBEDDED, TINY_ONE = Choice("sphinx", "sphinx"), Choice("embedded", "embedded"), Choice("whisper", "tiny")
 
 KEY = {"Authorization": "Bearer sk-admin"}
 
@@ -44,11 +52,15 @@ class FakeEngine:
     def __init__(self) -> None:
         self.warm = Warm()
         self.state = "ready"
+        self.waits, self.restarts = False, 0
         self.gate = threading.Event()
         self.gate.set()
         self.fails: HansardError | None = None
         self.loads: list[Choice] = []
         self.told: Callable[[], None] = lambda: None
+
+    def retire(self) -> None:
+        """Nothing is started here."""
 
     def on_change(self, hook: Callable[[], None]) -> None:
         self.told = hook
@@ -61,10 +73,14 @@ class FakeEngine:
         self.hold(*self.warm.ready, choice)
 
     async def unload(self, choice: Choice) -> None:
+        await asyncio.to_thread(self.gate.wait, PATIENCE_S)
         self.hold(*(held for held in self.warm.ready if held != choice))
 
     def hold(self, *choices: Choice) -> None:
-        self.warm = Warm(ready=choices)
+        self.be(Warm(ready=choices))
+
+    def be(self, warm: Warm) -> None:
+        self.warm = warm
         self.told()
 
 
@@ -98,7 +114,8 @@ def local() -> FakeLocal:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(hansard.hub, "_allowed", {})
-    with Hub({WHISPER: TINY / "whisper-tiny-synthetic-ct2"}) as hub:
+    folder = TINY / "whisper-tiny-synthetic-ct2"
+    with Hub({WHISPER: folder, OTHER: folder, "nvidia/canary-1b-v2": folder}) as hub:
         yield hub
 
 
@@ -160,7 +177,7 @@ def test_without_keys_only_this_machine_is_an_admin(serve: Serve) -> None:
     server = serve()
     assert server.http.get("/api/admin/status").status_code == 200
     for name in ("X-Forwarded-For", "X-Real-IP", "Forwarded", "Via"):
-        assert server.http.get("/api/admin/status", headers={name: "127.0.0.1"}).status_code == 403, name
+        assert server.http.get("/api/admin/status", headers={name: "127.0.0.1"}).status_code in (401, 403), name
 
 
 def test_without_admin_keys_a_server_with_callers_has_no_admin(serve: Serve) -> None:
@@ -254,6 +271,127 @@ def test_why_a_load_failed_is_told_until_the_next(here: Callable[..., Server], l
     assert until(server, "embedded", "ready")["last_error"] is None
 
 
+def test_an_error_is_over_once_the_model_is_seen_ready(here: Callable[..., Server], local: FakeLocal) -> None:
+    """A job has loaded it; that the engine lets it go afterwards is no failure."""
+    server = here()
+    local.fake.fails = ModelError("its weights are damaged; fetch it again")
+    post(server, "embedded/load")
+    until(server, "embedded", "failed")
+    local.fake.hold(EMBEDDED)
+    assert until(server, "embedded", "ready")["last_error"] is None
+    local.fake.hold()
+    assert until(server, "embedded", "cached", "failed")["state"] == "cached"
+
+
+def test_what_the_engine_could_not_load_by_itself_is_told(here: Callable[..., Server], local: FakeLocal) -> None:
+    server = here()
+    local.fake.be(Warm(failed={SPHINX: "it is broken"}))
+    assert until(server, "sphinx", "failed")["last_error"] == "it is broken"
+    local.fake.gate.clear()
+    told = post(server, "sphinx/load")
+    assert (told["state"], told["last_error"]) == ("loading", None)
+    local.fake.fails = ModelError("it is still broken")
+    local.fake.gate.set()
+    assert until(server, "sphinx", "failed")["last_error"] == "it is still broken"
+    local.fake.be(Warm())
+    local.fake.be(Warm(failed={SPHINX: "it broke again"}))
+    local.fake.fails = None
+    post(server, "sphinx/unload")
+    until(server, "sphinx", "cached")
+    local.fake.be(Warm())
+    time.sleep(0.1)
+    local.fake.be(Warm(failed={SPHINX: "and again"}))
+    assert until(server, "sphinx", "failed")["last_error"] == "and again"
+
+
+def test_readiness_tells_of_a_default_that_cannot_be_loaded(here: Callable[..., Server], local: FakeLocal) -> None:
+    defaults = {"default_model": "sphinx", "diarization_model": "embedded"}
+    server = here(**defaults)
+
+    def problem() -> str | None:
+        answer = server.http.get("/readyz")
+        assert (answer.status_code == 200) is answer.json()["ready"]
+        told: str | None = answer.json()["problem"]
+        return told
+
+    assert problem() is None
+    local.fake.be(Warm(failed={EMBEDDED: "no voices", TINY_ONE: "some other model"}))
+    assert problem() is None
+    local.fake.be(Warm(failed={SPHINX: "its files are gone"}))
+    assert problem() == "the default model sphinx cannot be loaded: its files are gone"
+    local.fake.be(Warm(ready=(SPHINX,)))
+    assert problem() is None
+    server.stop()
+    server = here(diarization_required=True, **defaults)
+    local.fake.be(Warm(failed={EMBEDDED: "no voices"}))
+    assert problem() == "the default model embedded cannot be loaded: no voices"
+
+
+@pytest.mark.parametrize(
+    ("orders", "state"),
+    [
+        (("load", "unload"), "cached"),
+        (("load", "unload", "load"), "ready"),
+        (("unload", "load", "unload", "load", "load"), "ready"),
+        (("load", "unload", "load", "unload"), "cached"),
+    ],
+)
+def test_of_several_orders_the_last_one_wins(
+    here: Callable[..., Server], local: FakeLocal, orders: tuple[str, ...], state: str
+) -> None:
+    server = here()
+    local.fake.gate.clear()  # a job is running
+    for order in orders:
+        told = post(server, f"sphinx/{order}")
+    assert told["state"] == ("loading" if state == "ready" else "cached")
+    local.fake.gate.set()
+    until(server, "sphinx", state)
+    time.sleep(0.2)
+    assert model(server, "sphinx")["state"] == state
+
+
+def test_unloading_beats_a_load_that_still_downloads(here: Callable[..., Server], local: FakeLocal, hub: Hub) -> None:
+    server = here(hub)
+    hub.pause_s = 0.05
+    assert post(server, "tiny/load")["state"] == "downloading"
+    assert post(server, "tiny/unload")["state"] == "downloading", "what comes is kept"
+    hub.pause_s = 0.0
+    until(server, "tiny", "cached", "ready", "failed")
+    time.sleep(0.3)
+    assert (model(server, "tiny")["state"], local.fake.loads) == ("cached", [])
+
+
+def test_a_backend_that_is_not_installed_is_told_before_a_download(
+    here: Callable[..., Server], hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise EngineMissingError("Canary needs NeMo; install it")
+
+    monkeypatch.setattr(canary, "installed", missing)
+    server = here(hub)
+    answer = server.http.post("/api/admin/models/canary-1b-v2/load")
+    assert "needs NeMo" in answer.json()["error"]["message"]
+    assert model(server, "canary-1b-v2")["state"] == "missing"
+    assert not hub.fetched()
+
+
+def test_a_load_takes_no_fields_that_nobody_reads(here: Callable[..., Server], local: FakeLocal) -> None:
+    assert "device" in refusal(here(), "sphinx/load", 400, json={"device": "cuda"})
+    assert local.fake.loads == []
+
+
+def test_bodies_answers_and_keys_have_examples(here: Callable[..., Server]) -> None:
+    told = here().http.get("/openapi.json").json()
+    for name in ("AdminStatus", "ModelView", "LoadOrder", "Alive", "Readiness"):
+        assert told["components"]["schemas"][name]["examples"], name
+    paths = told["paths"]
+    assert paths["/api/admin/events"]["get"]["responses"]["200"]["content"]["text/event-stream"]["example"]
+    for path, item in paths.items():
+        if path.startswith("/api/admin/models/"):
+            for about in item.values():
+                assert "large-v3" in about["parameters"][0]["schema"]["examples"]
+
+
 @pytest.mark.parametrize("devices", [["cuda"], ["cpu", "cuda"], ["cpu:1"]])
 def test_the_engine_has_one_device(here: Callable[..., Server], local: FakeLocal, devices: list[str]) -> None:
     assert "one device, cpu" in refusal(here(), "sphinx/load", 400, json={"devices": devices})
@@ -287,6 +425,114 @@ def test_a_download_is_followed_cancelled_and_resumed(here: Callable[..., Server
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "what was there was not fetched again"
 
 
+def test_a_download_that_waits_for_its_turn_is_off_at_once(
+    here: Callable[..., Server], hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stockroom, "AT_ONCE", 1)
+    server = here(hub)
+    hub.pause_s = 0.2
+    post(server, "tiny/download")
+    assert post(server, "base/download")["state"] == "downloading"
+    begin = time.monotonic()
+    assert server.http.delete("/api/admin/models/base/download").json()["state"] == "missing"
+    assert time.monotonic() - begin < 2
+    assert post(server, "base/download")["state"] == "downloading"
+    server.http.delete("/api/admin/models/base/download")
+    hub.pause_s = 0.0
+    until(server, "tiny", "cached")
+    time.sleep(0.3)
+    assert not [path for path in hub.fetched() if OTHER in path]
+
+
+def test_what_is_cancelled_is_off_at_once_and_can_be_fetched_anew(
+    here: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the server that it comes from has fallen silent, and the thread waits for it."""
+    content = b"x" * 3000
+    asked: list[str | None] = []
+
+    def play(player: Player) -> None:
+        asked.append(player.headers["Range"])
+        if len(asked) > 1:
+            said = f"bytes 1000-{len(content) - 1}/{len(content)}"
+            player.answer(206, content[1000:], Content_Range=said)
+            return
+        player.start(200, Content_Length=len(content))
+        player.wfile.write(content[:1000])
+        player.stall()
+
+    with Loopback() as source:
+        monkeypatch.setattr(bundles, "BUNDLES", source.url("/models"))
+        monkeypatch.setattr(bundles, "READ_S", 2.0)
+        source.plays[f"/models/{bundles.FILES['WAV2VEC2_ASR_BASE_960H']}"] = play
+        server = here(hf_hub_offline=False)
+        post(server, "aligner:en/download")
+        end = time.monotonic() + PATIENCE_S
+        while (model(server, "aligner:en")["download"] or {}).get("bytes") != 1000:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        told = model(server, "aligner:en")["download"]
+        assert (told["total"], told["percent"]) == (3000, 33.3)
+        begin = time.monotonic()
+        cancelled = server.http.delete("/api/admin/models/aligner:en/download").json()
+        assert (cancelled["state"], cancelled["last_error"]) == ("missing", None)
+        assert time.monotonic() - begin < 1.5
+        assert post(server, "aligner:en/download")["state"] == "downloading"
+        assert asked == [None], "the first thread has the file still"
+        whole = until(server, "aligner:en", "cached", "failed", "missing")
+        assert (whole["state"], whole["bytes"]) == ("cached", 3000)
+        assert asked == [None, "bytes=1000-"]
+    assert [path.name for path in server.settings.hf_home.rglob("torchaudio/*")] == [
+        bundles.FILES["WAV2VEC2_ASR_BASE_960H"]
+    ]
+
+
+def test_what_the_engine_fetches_is_a_download_that_is_joined(
+    here: Callable[..., Server], local: FakeLocal, hub: Hub
+) -> None:
+    """As the default model at the first start."""
+    server = here(hub)
+    local.fake.gate.clear()
+    local.fake.be(Warm(loading=(TINY_ONE,), fetched={TINY_ONE: 0.25}))
+    told = until(server, "tiny", "downloading")
+    assert (told["download"]["percent"], told["download"]["total"]) == (25.0, None)
+    assert post(server, "tiny/load")["state"] == "downloading"
+    told = post(server, "tiny/download")
+    assert told["download"]["percent"] == 25.0
+    assert told["download"]["bytes"] == told["download"]["total"] // 4 > 0, "the hub was asked"
+    assert local.fake.loads == [TINY_ONE], "the engine knows what to do with it"
+    local.fake.be(Warm(loading=(TINY_ONE,)))
+    assert until(server, "tiny", "loading")["download"] is None, "it is all there"
+    time.sleep(0.5)
+    assert not hub.fetched(), "there was no second download"
+    local.fake.be(Warm())  # the job that it was for was cancelled
+    local.fake.gate.set()
+    until(server, "tiny", "ready")
+    end = time.monotonic() + PATIENCE_S
+    while model(server, "tiny")["bytes"] == 0:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_download_that_stalls_has_no_speed(here: Callable[..., Server]) -> None:
+    server, now = here(), 100.0
+    download = Download(entry_named("tiny", server.settings), server.settings, lambda: now)
+    assert download.pace.speed is None
+    download._sizes[WHISPER] = 1000
+    for size in (400, 500, 600):  # of which an earlier try had fetched 400
+        download._note(WHISPER, size)
+        now += 1.0
+    assert download.pace.speed == pytest.approx(200 / 3)
+    assert download.pace.eta_s == pytest.approx(400 / (200 / 3))
+    now += 3.0
+    assert download.pace.speed == pytest.approx(200 / 6)
+    now += WINDOW_S
+    assert (download.pace.speed, download.pace.eta_s) == (0.0, None)
+    download._note(WHISPER, 700)
+    now += 1.0
+    assert download.pace.speed == pytest.approx(100 / (WINDOW_S + 5), rel=0.2)
+
+
 def test_what_is_missing_is_fetched_before_it_is_loaded(
     here: Callable[..., Server], local: FakeLocal, hub: Hub
 ) -> None:
@@ -298,15 +544,17 @@ def test_what_is_missing_is_fetched_before_it_is_loaded(
 
 def test_a_hub_that_refuses_is_told_at_once(here: Callable[..., Server]) -> None:
     server = here()
-    assert "HF_HUB_OFFLINE" in refusal(server, "tiny/download", 503)
-    assert "HF_HUB_OFFLINE" in refusal(server, "tiny/load", 503)
+    for path in ("tiny/download", "tiny/load"):
+        answer = server.http.post(f"/api/admin/models/{path}")
+        assert answer.status_code in (404, 503)
+        assert "HF_HUB_OFFLINE" in answer.json()["error"]["message"]
     assert "nothing to download" in refusal(server, "sphinx/download", 400)
 
 
 def test_a_model_larger_than_the_memory_needs_a_gpu(
     here: Callable[..., Server], hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stockroom, "memory_total", lambda: 1000)
+    monkeypatch.setattr(plan, "memory", lambda: Memory(1000, 1000))
     server = here(hub)
     for path in ("tiny/download", "tiny/load"):
         assert "tiny needs a GPU here" in refusal(server, path, 400)

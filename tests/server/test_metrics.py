@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fake_runner import TRANSCRIPT, FakeRunner
+from fake_runner import TRANSCRIPT, FakeRunner, Play
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
 
+from hansard.engine.host import EngineHost
 from hansard.errors import AudioError
 from hansard.request import parse
 from hansard.server import metrics
+from hansard.server.app import create_app
 from hansard.server.gpus import Gpu
 from hansard.server.job import Submission
+from hansard.server.runners import LocalRunner
+from hansard.settings import Settings
 
 if TYPE_CHECKING:
     from conftest import Serve, Server
@@ -54,7 +59,7 @@ def test_jobs_are_counted_by_how_they_end(server: Server, runner: FakeRunner) ->
     with_jobs(server)
     assert server.http.get("/work").json() == "completed"
     assert server.http.get("/work").json() == "completed"
-    runner.refuses.append(AudioError("no"))
+    runner.plays.append(Play(gives=AudioError("no")))
     assert server.http.get("/work").json() == "failed"
     read = numbers(server)
     assert read("hansard_jobs_total", state="completed") == 2
@@ -107,6 +112,42 @@ def test_gpus_are_told_where_there_are_any(server: Server, monkeypatch: pytest.M
     assert read("hansard_gpu_memory_bytes", gpu="1", name="H200 slice") == 20_000
     assert read("hansard_gpu_busy_ratio", gpu="0", name="H200") == 0.25
     assert read("hansard_gpu_busy_ratio", gpu="1", name="H200 slice") is None
+
+
+def test_gpus_that_are_gone_are_told_no_more(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = [(Gpu(0, "H200", 3_000, 140_000, 25),), ()]
+    monkeypatch.setattr(metrics, "gpus", lambda: seen.pop(0))
+    assert numbers(server)("hansard_gpu_busy_ratio", gpu="0", name="H200") == 0.25
+    read = numbers(server)
+    for name in ("memory_used_bytes", "memory_bytes", "busy_ratio"):
+        assert read(f"hansard_gpu_{name}", gpu="0", name="H200") is None
+
+
+def test_the_state_of_the_engine_and_its_restarts_are_told(
+    settings_of: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states, restarts = ["starting", "ready", "down"], [0, 2, 3]
+    monkeypatch.setattr(EngineHost, "start", lambda self: None)
+    monkeypatch.setattr(EngineHost, "state", property(lambda self: states[0]))
+    monkeypatch.setattr(EngineHost, "restarts", property(lambda self: restarts[0]))
+    settings = settings_of(default_model="sphinx", diarization_model="embedded")
+    with TestClient(create_app(settings, LocalRunner(settings)), base_url="http://127.0.0.1") as client:
+        while states:
+            lines = client.get("/metrics").text.splitlines()
+            for state in ("starting", "ready", "unfit", "down"):
+                assert f'hansard_engine_up{{state="{state}"}} {float(state == states[0])}' in lines
+            assert f"hansard_engine_restarts_total {float(restarts[0])}" in lines
+            states.pop(0), restarts.pop(0)
+
+
+def test_of_an_engine_elsewhere_nothing_is_told(server: Server) -> None:
+    read = numbers(server)
+    assert read("hansard_engine_up", state="ready") is None
+
+
+def test_no_series_tells_when_another_began(server: Server) -> None:
+    server.http.get("/nowhere")
+    assert "_created" not in server.http.get("/metrics").text
 
 
 def test_no_driver_is_no_error(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ from hansard.settings import Settings
 from hansard.stages import StageReport
 from hansard.transcript import Transcript
 
+LATE = 3  # processes of `late_main` that die
+
 
 def main(connection: Connection, settings: Settings) -> None:
     """Life of the engine process, with nothing to check and nothing to load."""
@@ -34,6 +36,15 @@ def silent_main(connection: Connection, settings: Settings) -> None:
 def stillborn_main(connection: Connection, settings: Settings) -> None:
     """A process that dies before it says anything."""
     os._exit(5)
+
+
+def late_main(connection: Connection, settings: Settings) -> None:
+    """One that dies before it says anything, until there are as many files in STATE_DIR as its predecessors left."""
+    settings.state_dir.mkdir(exist_ok=True)
+    if len(list(settings.state_dir.iterdir())) < LATE:
+        (settings.state_dir / str(time.monotonic())).touch()
+        os._exit(5)
+    main(connection, settings)
 
 
 def quick_main(connection: Connection, settings: Settings) -> None:

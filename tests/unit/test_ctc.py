@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from http import HTTPStatus
@@ -31,6 +34,8 @@ from hansard.settings import Settings
 from hansard.transcript import SAMPLE_RATE, Audio, Segment, Word
 from loopback import Loopback, Player
 from places import CLIPS, TINY
+
+PATIENCE_S = 60.0
 
 TINY_CTC = "wav2vec2-tiny-synthetic"
 MEETINGS = {"meeting_en_3voices": "en", "meeting_fr": "fr", "meeting_ru": "ru"}
@@ -537,28 +542,97 @@ def test_a_bundle_is_downloaded_once(
         assert len(server.asked) == 1
 
 
-def test_a_bundle_whose_download_broke_off_is_fetched_again(
+def test_a_bundle_whose_download_broke_off_goes_on_from_there(
     bundle: tuple[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, content = bundle
+    half = len(content) // 2
 
     def break_off_once(player: Player) -> None:
-        body = content[: len(content) // 2 if player.first() else None]
-        player.answer(HTTPStatus.OK, body, Content_Length=len(content))
+        if player.first():
+            player.answer(HTTPStatus.OK, content[:half], Content_Length=len(content))
+        else:
+            rest = content[int(player.headers["Range"].removeprefix("bytes=").removesuffix("-")) :]
+            begin = len(content) - len(rest)
+            said = f"bytes {begin}-{len(content) - 1}/{len(content)}"
+            player.answer(HTTPStatus.PARTIAL_CONTENT, rest, Content_Range=said)
 
+    heard: list[tuple[int, int | None]] = []
     with Loopback() as server:
         monkeypatch.setattr(bundles, "BUNDLES", server.url("/models"))
         server.plays[f"/models/{file}"] = break_off_once
         with pytest.raises(HubError, match="language en"):
             Ctc("en", models(tmp_path))
-        assert stored() == []
+        assert stored(tmp_path) == [f"{file}.part"]
+        name = DEFAULT_ALIGN_MODELS_TORCH["en"]
+        bundles.folder(name, "en", models(tmp_path), lambda *told: heard.append(told))
+        assert server.asked[1].headers["Range"] == f"bytes={half}-"
+    assert (heard[0], heard[-1]) == ((half, len(content)), (len(content), len(content)))
+    assert stored(tmp_path) == [file]
+    assert aligns(Ctc("en", models(tmp_path, hf_hub_offline=True)))
+
+
+@pytest.mark.parametrize("status", [HTTPStatus(200), HTTPStatus(206), HTTPStatus(416)])
+def test_a_part_that_is_of_no_use_is_fetched_anew(
+    bundle: tuple[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: HTTPStatus
+) -> None:
+    """By a server that knows no ranges, or has a shorter file by now, or sends another range."""
+    file, content = bundle
+    (tmp_path / "torchaudio").mkdir()
+    (tmp_path / "torchaudio" / f"{file}.part").write_bytes(b"x" * 1000)
+
+    def answer(player: Player) -> None:
+        asked = player.headers["Range"]
+        body = content if status == HTTPStatus.OK or not asked else b"no"
+        player.answer(status if asked else HTTPStatus.OK, body, Content_Range="bytes 5-6/7" if asked else None)
+
+    with Loopback() as server:
+        monkeypatch.setattr(bundles, "BUNDLES", server.url("/models"))
+        server.plays[f"/models/{file}"] = answer
         assert aligns(Ctc("en", models(tmp_path)))
-    assert stored() == [file]
+    assert stored(tmp_path) == [file]
 
 
-def stored() -> list[str]:
-    """What lies in torch's cache."""
-    return [path.name for path in (Path(torch.hub.get_dir()) / "checkpoints").iterdir()]
+def test_a_server_in_trouble_costs_no_part(
+    bundle: tuple[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torchaudio").mkdir()
+    part = tmp_path / "torchaudio" / f"{bundle[0]}.part"
+    part.write_bytes(bundle[1][:1000])
+    with Loopback() as server:
+        monkeypatch.setattr(bundles, "BUNDLES", server.url("/models"))
+        server.plays[f"/models/{bundle[0]}"] = lambda player: player.answer(HTTPStatus.SERVICE_UNAVAILABLE)
+        with pytest.raises(HubError):
+            Ctc("en", models(tmp_path))
+    assert part.read_bytes() == bundle[1][:1000]
+
+
+def test_of_two_who_want_a_bundle_one_downloads_it(
+    bundle: tuple[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the server and its engine process: the lock of the file is each opener's own."""
+    name, waits = DEFAULT_ALIGN_MODELS_TORCH["en"], threading.Event()
+
+    def slow(player: Player) -> None:
+        assert waits.wait(PATIENCE_S)
+        player.answer(HTTPStatus.OK, bundle[1])
+
+    with Loopback() as server, ThreadPoolExecutor(2) as pool:
+        monkeypatch.setattr(bundles, "BUNDLES", server.url("/models"))
+        server.plays[f"/models/{bundle[0]}"] = slow
+        first = pool.submit(bundles.folder, name, "en", models(tmp_path))
+        while not server.asked:
+            time.sleep(0.001)
+        settings = models(tmp_path).settings
+        second = pool.submit(bundles.folder, name, "en", Models(settings, report=lambda _: waits.set()))
+        assert first.result(PATIENCE_S) == second.result(PATIENCE_S)
+        assert len(server.asked) == 1
+    assert stored(tmp_path) == [bundle[0]]
+
+
+def stored(hf_home: Path) -> list[str]:
+    """What was downloaded."""
+    return [path.name for path in (hf_home / "torchaudio").iterdir()]
 
 
 def test_a_bundle_that_is_none_is_fetched_again(
@@ -591,7 +665,7 @@ def test_a_server_that_falls_silent_is_not_waited_for(
         server.plays[f"/models/{bundle[0]}"] = stall
         with pytest.raises(HubError, match="could not be downloaded"):
             Ctc("en", models(tmp_path))
-    assert stored() == []
+    assert stored(tmp_path) == [f"{bundle[0]}.part"]
 
 
 @pytest.mark.parametrize("length", [True, False])
@@ -619,7 +693,7 @@ def test_a_slow_download_tells_how_far_it_is_and_hears_a_cancel(
             Ctc("en", Models(models(tmp_path).settings, report=report))
     assert told == sorted(told)
     assert (told[-1] > 0) is length
-    assert stored() == []
+    assert stored(tmp_path) == [f"{bundle[0]}.part"]
 
 
 @pytest.mark.parametrize("offline", [True, False])

@@ -28,7 +28,7 @@ import hansard.hub
 from hansard import manifest, plan, store
 from hansard.aligners import bundles
 from hansard.diarizers import DIARIZERS, layout
-from hansard.errors import HubError, ModelError
+from hansard.errors import HubError, ModelError, ModelMissingError
 from hansard.models import Models
 from hansard.request import Request
 from hansard.settings import Settings
@@ -754,7 +754,7 @@ def test_the_eyes_of_a_worker_ask_no_hub(models: Path, hub: Hub, tmp_path: Path)
     (models / ".stage").parent.mkdir()
     settings = Settings(hf_endpoint=hub.url, models_dir=models)
     filled = store.Store(settings, models / ".stage", None, fetch_models.Told().following)
-    with pytest.raises(HubError):
+    with pytest.raises(ModelMissingError):
         filled.bring(store.Wanted("tiny", lambda _: (WHISPER,), lambda eyes: eyes.get(CLASSIC)))
     assert not [asked for asked in hub.log if CLASSIC in asked.path]
     assert listed(models) == {".downloads"}

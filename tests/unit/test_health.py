@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from hansard import health
+from hansard.server.store import LOCK, Store
 from hansard.settings import Settings
 from hansard.workspace import Workspace
 from places import ROOT
@@ -62,6 +63,10 @@ def test_a_note_of_a_living_worker(root: Path, tmp_path: Path, state: str, age_s
     assert found is None if says is None else says in str(found)
 
 
+def test_the_lock_is_the_servers() -> None:
+    assert health.SERVER_LOCK == LOCK
+
+
 @pytest.mark.parametrize("note", [None, "", "ready", "ready now"])
 def test_without_a_note_that_can_be_read_the_engine_is_starting(root: Path, tmp_path: Path, note: str | None) -> None:
     if note is not None:
@@ -75,7 +80,7 @@ def test_what_is_written_is_what_is_read(root: Path, tmp_path: Path) -> None:
     for state in states:
         health.write(root, state)
         found.append(health.problem(tmp_path))
-    assert found == ["the engine is down; the next job starts it again", "the engine is still starting", None]
+    assert found == ["the engine is down; it is started again by itself", "the engine is still starting", None]
     assert {path.name for path in root.iterdir()} == {"lock", health.FILE}
 
 
@@ -142,7 +147,50 @@ def test_the_command_tells_by_its_exit_code_and_one_line(root: Path, tmp_path: P
     assert (well.returncode, well.stdout) == (0, "healthy: the engine is ready\n")
     health.write(root, "down")
     ill = command(tmp_path)
-    assert (ill.returncode, ill.stdout) == (1, "unhealthy: the engine is down; the next job starts it again\n")
+    assert (ill.returncode, ill.stdout) == (1, "unhealthy: the engine is down; it is started again by itself\n")
+
+
+@pytest.mark.parametrize(
+    ("note", "well"), [(None, True), ("starting", True), ("ready", True), ("down", False), ("unfit", False)]
+)
+def test_a_server_that_loads_its_models_with_the_first_job_is_well_before_it(
+    root: Path, tmp_path: Path, note: health.State | None, well: bool
+) -> None:
+    if note:
+        health.write(root, note)
+    told = command(tmp_path, LAZY_LOAD_MODELS="true")
+    assert (told.returncode == 0) is well, told.stdout
+    (root / health.FILE).unlink(missing_ok=True)
+    assert command(tmp_path).returncode == 1, "without the setting it should have begun"
+
+
+def test_that_server_is_not_well_when_it_has_died(tmp_path: Path) -> None:
+    assert health.verdict(Settings(work_dir=tmp_path, lazy_load_models=True)) == (False, health.NOBODY)
+
+
+def test_a_server_whose_jobs_an_endpoint_does_is_known_by_its_state_dir(tmp_path: Path) -> None:
+    """It has no engine, and so no folder in WORK_DIR."""
+    (tmp_path / "work").mkdir()
+    given = {"RUNPOD_ENDPOINT_ID": "abc", "STATE_DIR": str(tmp_path / "state")}
+    for _ in range(2):
+        dead = command(tmp_path / "work", **given)
+        assert (dead.returncode, dead.stdout) == (1, "unhealthy: no server holds STATE_DIR\n")
+        store = Store(tmp_path / "state")
+        well = command(tmp_path / "work", **given)
+        assert (well.returncode, well.stdout) == (0, "healthy: the server runs, a RunPod endpoint does its jobs\n")
+        assert command(tmp_path / "work", STATE_DIR=given["STATE_DIR"]).returncode == 1
+        store.close()
+
+
+def test_a_worker_on_the_platform_is_judged_by_its_engine(root: Path, tmp_path: Path) -> None:
+    """The platform gives its workers RUNPOD_ENDPOINT_ID, too."""
+    settings = Settings(work_dir=tmp_path, state_dir=tmp_path / "state", runpod_endpoint_id="abc")
+    store = Store(settings.state_dir)
+    health.write(root, "down")
+    assert health.verdict(settings) == (False, "the engine is down; it is started again by itself")
+    health.write(root, "ready")
+    assert health.verdict(settings) == (True, "the engine is ready")
+    store.close()
 
 
 def test_the_command_with_an_environment_that_cannot_be_used(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest_asyncio
 from hansard import health
 from hansard.engine import child
 from hansard.engine import host as parent
+from hansard.engine import process as alone
 from hansard.engine.host import EngineHost
 from hansard.errors import (
     AudioError,
@@ -180,6 +181,34 @@ async def test_a_job_that_does_not_stop_is_killed_and_the_next_one_runs_at_once(
         assert len(engines()) == 1
 
 
+async def test_a_hung_engine_is_killed_and_costs_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is stopped says nothing, and nothing tells it from one that a driver holds up for ever."""
+    monkeypatch.setattr(child, "main", fake_engine.quick_main)
+    monkeypatch.setattr(alone, "SILENCE_S", 3.0)
+    host = EngineHost(Settings(work_dir=tmp_path))
+    host.start()
+    try:
+        task = await started(host, "work 50")
+        psutil.Process(engines()[0]).suspend()
+        with pytest.raises(CrashedError, match="no sign of life for 3 s; send the job again"):
+            await task
+        assert (await post(host, "work 0")).language == "en"
+    finally:
+        await asyncio.to_thread(host.close)
+
+
+@impatient
+async def test_a_host_that_retires_starts_no_other_engine(host: EngineHost) -> None:
+    task = await started(host, "hang")
+    host.retire()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert engines() == []
+    with pytest.raises(EngineError, match="being stopped"):
+        await post(host, "work 0")
+
+
 @impatient
 async def test_cancelling_again_does_not_spare_the_job(host: EngineHost) -> None:
     task = await started(host, "hang")
@@ -232,7 +261,7 @@ async def test_an_engine_that_lost_its_gpu_is_replaced(host: EngineHost) -> None
 
 @contextlib.contextmanager
 def host_of(
-    main: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **given: float
+    main: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **given: float | Path
 ) -> Iterator[EngineHost]:
     """A host of another kind of engine process."""
     monkeypatch.setattr(child, "main", main)
@@ -274,6 +303,65 @@ async def test_a_process_that_dies_before_it_answers_is_unfit(tmp_path: Path, mo
     says = "died as it started: exit code 5"
     with host_of(fake_engine.stillborn_main, tmp_path, monkeypatch) as host, pytest.raises(UnfitError, match=says):
         await host.fitness()
+
+
+# An engine that does not even get ready
+
+
+async def test_an_engine_that_dies_before_it_is_ready_is_started_again_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a load balancer that asks /readyz no job would ever come to start it."""
+    monkeypatch.setattr(parent, "PAUSES_S", (0.1, 0.4, 0.8))
+    work, state = tmp_path / "work", tmp_path / "state"
+    work.mkdir()
+    with host_of(fake_engine.late_main, work, monkeypatch, state_dir=state) as host:
+        seen: set[str] = set()
+        while host.state != "ready":
+            seen.add(host.state)
+            await asyncio.sleep(0.01)
+        assert {"starting", "down"} <= seen, "it says how it is meanwhile"
+        assert (host.restarts, host.waits) == (fake_engine.LATE, False)
+        assert (await post(host, "work 0")).language == "en"
+        times = sorted(float(file.name) for file in state.iterdir())
+        assert [b - a > pause for a, b, pause in zip(times, times[1:], (0.1, 0.4), strict=False)] == [True, True]
+        with pytest.raises(CrashedError):
+            await post(host, "die")
+        assert host.state != "down", "one that was ready is followed at once"
+        assert host._stillborn == 0
+
+
+async def test_an_engine_that_never_gets_ready_is_not_started_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with host_of(fake_engine.stillborn_main, tmp_path, monkeypatch) as host:
+        await until(lambda: host._stillborn == 1)
+        assert host.state == "down"
+        assert health.problem(tmp_path) == "the engine is down; it is started again by itself"
+        await asyncio.sleep(0.5)
+        assert host.restarts == 0
+    await asyncio.sleep(1.0)
+    assert engines() == [], "closed, it starts nothing"
+
+
+async def test_a_machine_that_starts_no_process_is_asked_again(
+    host: EngineHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parent, "PAUSES_S", (0.1,))
+    await post(host, "work 0")
+    make, refused = parent.EngineProcess, list[int]()
+
+    def refuse_once(*given: object) -> object:
+        if not refused:
+            refused.append(1)
+            raise OSError(12, "Cannot allocate memory")
+        return make(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(parent, "EngineProcess", refuse_once)
+    with pytest.raises(CrashedError):
+        await post(host, "die")
+    await until(lambda: host.state == "ready")
+    assert refused
 
 
 # Known voices

@@ -14,7 +14,7 @@ import pytest
 from hansard.errors import CancelledError, EngineMissingError
 from hansard.models import Models
 from hansard.settings import Settings
-from hansard.shelf import MOST, Shelf
+from hansard.shelf import MOST, MOST_FAILED, Shelf
 from hansard.transcribers.loading import loading
 
 PATIENCE_S = 20.0
@@ -275,7 +275,7 @@ def test_what_was_loaded_before_memory_ran_out_is_gone_when_it_is_tried_again(to
 
 def test_one_is_let_go_by_its_name_and_loaded_anew() -> None:
     told: list[tuple[int, int]] = []
-    shelf = Shelf(lambda: told.append(tuple(len(keys) for keys in shelf.contents())))  # type: ignore[arg-type]
+    shelf = Shelf(lambda: told.append((len(shelf.contents().held), len(shelf.contents().coming))))
     wanted = backend()
     first, other = get(shelf, wanted), get(shelf, wanted, "other")
     shelf.let_go(wanted, "tiny")
@@ -285,27 +285,64 @@ def test_one_is_let_go_by_its_name_and_loaded_anew() -> None:
     assert get(shelf, wanted) is not first
 
 
-def test_letting_go_waits_for_what_is_being_loaded() -> None:
-    shelf, begun, over = Shelf(), threading.Event(), threading.Event()
+class Gated(Backend):
+    """Takes until `over`; `begun` tells that it is being made."""
 
-    class Slow(Backend):
-        made: ClassVar[list[Backend]] = []
+    begun: ClassVar[threading.Event]
+    over: ClassVar[threading.Event]
 
-        def __init__(self, model: str, models: object) -> None:
-            begun.set()
-            assert over.wait(PATIENCE_S)
-            super().__init__(model, models)
+    def __init__(self, model: str, models: Models) -> None:
+        models.report(0.25)
+        self.begun.set()
+        assert self.over.wait(PATIENCE_S)
+        models.report(1.0)
+        super().__init__(model, models)
 
-    with ThreadPoolExecutor(2) as pool:
-        slow = pool.submit(get, shelf, Slow)
-        assert begun.wait(PATIENCE_S)
-        gone = pool.submit(shelf.let_go, Slow, "tiny")
-        assert shelf.contents() == ((), ((Slow, "tiny"),))
-        assert not gone.done()
-        over.set()
-        gone.result(PATIENCE_S)
+
+def gated() -> type[Gated]:
+    return type("Gated", (Gated,), {"made": [], "begun": threading.Event(), "over": threading.Event()})
+
+
+def test_letting_go_waits_for_nothing_and_what_is_being_loaded_goes_once_it_is_there() -> None:
+    shelf, wanted = Shelf(), gated()
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(get, shelf, wanted)
+        assert wanted.begun.wait(PATIENCE_S)
+        shelf.let_go(wanted, "tiny")
+        assert shelf.contents() == ((), {(wanted, "tiny"): 0.25}, {})
+        wanted.over.set()
     assert slow.result().closed
-    assert shelf.contents() == ((), ())
+    assert shelf.contents() == ((), {}, {})
+
+
+@pytest.mark.parametrize("by", ["a job", "an order"])
+def test_what_is_wanted_again_before_it_is_there_stays(by: str) -> None:
+    shelf, wanted = Shelf(), gated()
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(get, shelf, wanted)
+        assert wanted.begun.wait(PATIENCE_S)
+        shelf.let_go(wanted, "tiny")
+        if by == "a job":
+            other = pool.submit(get, shelf, wanted)
+            while shelf._loading[wanted, "tiny"].unwanted:
+                time.sleep(0.001)
+        else:
+            assert shelf.joins(wanted, "tiny")
+            other = pool.submit(lambda: shelf.wait(wanted, "tiny") and slow.result())
+        wanted.over.set()
+        assert other.result(PATIENCE_S) is slow.result()
+    assert shelf.contents().held == ((wanted, "tiny"),)
+    assert not slow.result().closed
+
+
+def test_it_is_told_how_much_of_what_is_being_loaded_is_fetched() -> None:
+    told: list[float | None] = []
+    shelf = Shelf(lambda: told.extend(shelf.contents().coming.values()))
+    wanted = gated()
+    wanted.over.set()
+    get(shelf, wanted)
+    assert told == [None, 0.25, None], "before the download, in its course, after it"
+    assert not shelf.joins(wanted, "tiny"), "it is there"
 
 
 def test_what_no_job_used_for_a_while_goes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,8 +362,37 @@ def test_what_no_job_used_for_a_while_goes(monkeypatch: pytest.MonkeyPatch) -> N
     assert used.closed
 
 
-def test_one_that_could_not_be_loaded_is_not_told_as_coming() -> None:
+def test_one_that_could_not_be_loaded_is_told_with_the_reason_until_it_is_asked_for_again() -> None:
     shelf = Shelf()
+    errors: list[Exception] = [
+        EngineMissingError("none"),
+        ValueError("/a/path"),
+        RuntimeError("CUDA out of memory"),
+        CancelledError("enough"),
+    ]
+
+    class Missing(Backend):
+        made: ClassVar[list[Backend]] = []
+
+        def __init__(self, model: str, models: object) -> None:
+            if errors:
+                raise errors.pop(0)
+            super().__init__(model, models)
+
+    for says in ("none", "the log has the details", "not enough memory", None):
+        with pytest.raises((EngineMissingError, ValueError, RuntimeError, CancelledError)):
+            get(shelf, Missing)
+        held, coming, failed = shelf.contents()
+        assert (held, coming) == ((), {})
+        assert [says in error.sentence for error in failed.values()] == ([True] if says else []), says
+        assert not any("/a/path" in str(error) for error in failed.values())
+    get(shelf, Missing)
+    assert shelf.contents() == (((Missing, "tiny"),), {}, {})
+
+
+def test_one_that_could_not_be_loaded_is_forgotten_when_it_is_let_go() -> None:
+    changes: list[int] = []
+    shelf = Shelf(lambda: changes.append(len(shelf.contents().failed)))
 
     class Missing(Backend):
         made: ClassVar[list[Backend]] = []
@@ -334,6 +400,11 @@ def test_one_that_could_not_be_loaded_is_not_told_as_coming() -> None:
         def __init__(self, model: str, models: object) -> None:
             raise EngineMissingError("none")
 
-    with pytest.raises(EngineMissingError):
-        get(shelf, Missing)
-    assert shelf.contents() == ((), ())
+    for number in range(MOST_FAILED + 5):
+        with pytest.raises(EngineMissingError):
+            get(shelf, Missing, str(number))
+    assert len(shelf.contents().failed) == MOST_FAILED
+    shelf.let_go(Missing, str(MOST_FAILED))
+    assert changes[-1] == MOST_FAILED - 1
+    with pytest.raises(EngineMissingError, match="none"):
+        shelf.wait(Missing, str(MOST_FAILED + 4))

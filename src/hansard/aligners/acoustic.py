@@ -84,7 +84,7 @@ class Acoustic:
                     raise
                 cause = type(error.__context__ or error).__name__  # WhisperX raises a ValueError for whatever it is
                 log.warning("the aligner of language %s cannot be loaded: %s", language, cause)
-                bundles.forget(name)
+                bundles.forget(name, models)
                 raise ModelError(
                     f"the aligner of language {language} is not a wav2vec2 CTC model that can be loaded; "
                     "fetch it again, or name another with ALIGN_MODELS"

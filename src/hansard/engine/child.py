@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -40,14 +40,14 @@ from hansard.engine.wire import (
     Unload,
     Warm,
 )
-from hansard.errors import CancelledError, CrashedError, HansardError, OutOfMemoryError
+from hansard.errors import CancelledError, CrashedError, HansardError, OutOfMemoryError, RequestError
 from hansard.joblog import JOB_FIELD
 from hansard.models import Models
 from hansard.orphan import leave_with
 from hansard.pipeline import Job, Stock, run
 from hansard.plan import Choice, default_diarizer, default_transcriber
 from hansard.settings import Settings
-from hansard.shelf import Closable, Shelf
+from hansard.shelf import Closable, Key, Shelf, why_not
 from hansard.stages import StageReport
 from hansard.transcribers import TRANSCRIBERS
 from hansard.transcript import Transcript
@@ -58,6 +58,7 @@ log = logging.getLogger(__name__)
 GPU_LOST = 70  # exit code of a process whose GPU no longer answers it; the parent starts another
 BEAT_S = 5.0  # seconds from one sign of life to the next
 IDLE_LOOK_S = 5.0  # between two looks for models that no job uses, at most
+RETRIES_S = (30.0, 60.0, 120.0, 300.0)  # from the failure of a default model to the next try; the last one for ever
 
 
 def main(connection: Connection, settings: Settings) -> None:
@@ -68,8 +69,15 @@ def main(connection: Connection, settings: Settings) -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     leave_with(os.getppid())
     engine = Engine(connection, settings)
-    threading.Thread(target=engine.warm_up, daemon=True).start()
+    threading.Thread(target=engine.prepare, daemon=True).start()
     engine.serve()
+
+
+Table = Mapping[str, Callable[[str, Models], Closable]]
+Default = tuple[Table, Callable[[Models], Choice]]
+
+DEFAULTS: tuple[Default, ...] = ((TRANSCRIBERS, default_transcriber), (DIARIZERS, default_diarizer))
+"""Where to look for what jobs use that name nothing, and what that is."""
 
 
 def _backends() -> dict[str, Callable[[str, Models], Closable]]:
@@ -85,6 +93,8 @@ class Engine:
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._work: queue.SimpleQueue[Job | Load | Unload | None] = queue.SimpleQueue()
         self._cancelled: set[str] = set()
+        self._newest: dict[Choice, str] = {}  # the id of the last order for each model: those before count no more
+        self._looked = time.monotonic()  # for models that no job uses
         self._running: str | None = None
         self._telling = threading.Lock()
         self._stock = Stock(settings, Shelf(self._tell_warm))
@@ -109,11 +119,15 @@ class Engine:
     def _tell_warm(self) -> None:
         """Say which models there are; one after the other, so that the newest is told last."""
         names = {backend: name for name, backend in _backends().items()}
+
+        def choice(key: Key) -> Choice:
+            return Choice(names[key[0]], key[1])
+
         with self._telling:
-            ready, loading = (
-                tuple(Choice(names[backend], model) for backend, model in keys) for keys in self._stock.shelf.contents()
-            )
-            self.send(Warm(ready, loading))
+            held, coming, failed = self._stock.shelf.contents()
+            fetched = {choice(key): part for key, part in coming.items() if part is not None}
+            why = {choice(key): error.sentence for key, error in failed.items()}
+            self.send(Warm(tuple(map(choice, held)), tuple(map(choice, coming)), fetched, why))
 
     def _beat(self) -> None:
         while True:
@@ -125,6 +139,14 @@ class Engine:
         """The id of the job in hand."""
         return self._running
 
+    def prepare(self) -> None:
+        """Warm up, and go on trying to have what could not be loaded; never returns."""
+        self.warm_up()
+        tries = 0
+        while True:
+            time.sleep(RETRIES_S[min(tries, len(RETRIES_S) - 1)])
+            tries = tries + 1 if self.try_again() else 0
+
     def warm_up(self) -> None:
         """Tell whether this machine is fit, then load the default backends side by side, unless LAZY_LOAD_MODELS.
 
@@ -132,19 +154,31 @@ class Engine:
         """
         self.send(Fitness(problems(self._stock.settings)))
         if not self._stock.settings.lazy_load_models:
-            self._load_defaults()
+            self._load_all(DEFAULTS)
         self.send(Ready())
 
-    def _load_defaults(self) -> None:
-        with ThreadPoolExecutor(2) as pool:
-            loading = ((TRANSCRIBERS, default_transcriber), (DIARIZERS, default_diarizer))
-            for future in [pool.submit(self._load, *default) for default in loading]:
+    def try_again(self) -> bool:
+        """Load the default backends that could not be had when they were last asked for; were there any?
+
+        Where they are missing no job may come any more that would ask for them again.
+        """
+        failed, models = self._stock.shelf.contents().failed, Models(self._stock.settings)
+        missing = []
+        for table, default in DEFAULTS:
+            with suppress(RequestError):  # its folder is gone
+                chosen = default(models)
+                missing += [(table, default)] if (table[chosen.backend], chosen.model) in failed else []
+        if missing:
+            self._load_all(missing)
+        return bool(missing)
+
+    def _load_all(self, defaults: Sequence[Default]) -> None:
+        with ThreadPoolExecutor(len(defaults)) as pool:
+            for future in [pool.submit(self._load, *default) for default in defaults]:
                 if error := future.exception():
                     log.warning("a default model could not be loaded: %s", error, extra={JOB_FIELD: None})
 
-    def _load(
-        self, table: Mapping[str, Callable[[str, Models], Closable]], default: Callable[[Models], Choice]
-    ) -> None:
+    def _load(self, table: Table, default: Callable[[Models], Choice]) -> None:
         models = Models(self._stock.settings)
         chosen = default(models)
         self._stock.shelf.get(table[chosen.backend], chosen.model, models)
@@ -156,11 +190,12 @@ class Engine:
                 self._running = work.id
             answer = self._run(work) if isinstance(work, Job) else self._obey(work)
             self._stock.shelf.end()
-            if not (isinstance(answer, Done) or self._gpu_lost):  # which would refuse to give anything back
+            if answer and not (isinstance(answer, Done) or self._gpu_lost):  # which would refuse to give anything back
                 give_back_memory()  # the error's traceback holds the decoded recording, which is gigabytes of disk
             if self._gpu_lost:
                 self.send(Spent())  # first, so that the job after this one goes to another process
-            self.send(answer)
+            if answer:
+                self.send(answer)
             self._running = None
             if self._gpu_lost:
                 break
@@ -172,26 +207,49 @@ class Engine:
             os._exit(GPU_LOST)
 
     def _next(self) -> Job | Load | Unload | None:
-        """What to do next; while there is nothing, models that no job uses are let go."""
-        idle = self._stock.settings.model_idle_timeout
+        """What to do next; before that, and while there is nothing, models that no job uses are let go."""
+        every = min(self._stock.settings.model_idle_timeout, IDLE_LOOK_S)
         while True:
-            try:
-                return self._work.get(timeout=min(idle, IDLE_LOOK_S) if idle else None)
-            except queue.Empty:
-                self._stock.shelf.let_go_unused(idle)
+            if every and time.monotonic() - self._looked >= every:
+                self._stock.shelf.let_go_unused(self._stock.settings.model_idle_timeout)
+                self._looked = time.monotonic()
+            with suppress(queue.Empty):
+                return self._work.get(timeout=every or None)
 
-    def _obey(self, order: Load | Unload) -> Settled:
-        """Load or unload a model, as a job of its own: whatever others needed may go to make room."""
+    def _obey(self, order: Load | Unload) -> Settled | None:
+        """Load or unload a model, as a job of its own: whatever others needed may go to make room.
+
+        None where a model is being loaded by another thread already: one that waits for it beside the jobs will answer.
+        """
+        if self._newest.get(order.choice) != order.id:
+            return Settled(order.id)
         shelf, backend, model = self._stock.shelf, _backends()[order.choice.backend], order.choice.model
         shelf.begin()
-        try:
-            if isinstance(order, Load):
-                shelf.get(backend, model, Models(self._stock.settings))
+        if isinstance(order, Unload):
+            return self._settled(order, lambda: shelf.let_go(backend, model))
+        if not shelf.joins(backend, model):
+            return self._settled(order, lambda: shelf.get(backend, model, Models(self._stock.settings)))
+
+        def join() -> None:
+            held: list[bool] = []
+            answer = self._settled(order, lambda: held.append(shelf.wait(backend, model)))
+            if held == [False]:  # whoever loaded it broke off, or it was let go
+                self._work.put(order)
             else:
-                shelf.let_go(backend, model)
+                self.send(answer)
+
+        threading.Thread(target=join, daemon=True).start()
+        return None
+
+    def _settled(self, order: Load | Unload, do: Callable[[], object]) -> Settled:
+        """Do what was ordered, and what to answer."""
+        try:
+            do()
         except Exception as error:
-            self._gpu_lost = gpu_lost(error)
-            told = _of_a_model(error)
+            self._gpu_lost |= gpu_lost(error)
+            if not isinstance(error, HansardError):
+                log.exception("a model could not be loaded")
+            told = why_not(error)
             return Settled(order.id, told.code, told.sentence)
         return Settled(order.id)
 
@@ -204,6 +262,7 @@ class Engine:
                         self._cancelled.discard(message.id)  # of an earlier job of this id
                         self._work.put(message)
                     case Load() | Unload():
+                        self._newest[message.choice] = message.id
                         self._work.put(message)
                     case Cancel(job):
                         self._cancelled.add(job)
@@ -254,18 +313,6 @@ def _as_ours(error: Exception, job_id: str) -> HansardError:
     if gpu_lost(error):
         return CrashedError("the GPU stopped answering in mid-job; the engine is started again, send the job again")
     return HansardError(f"the engine failed on this job; the worker's log has the details under job {job_id}")
-
-
-def _of_a_model(error: Exception) -> HansardError:
-    """The same for an error with which a model could not be loaded."""
-    if isinstance(error, HansardError):
-        return error
-    log.error("a model could not be loaded", exc_info=error)
-    if no_room(error):
-        return OutOfMemoryError("there is not enough memory for this model; take a smaller one or a larger machine")
-    if gpu_lost(error):
-        return CrashedError("the GPU stopped answering; the engine is started again, load the model again")
-    return HansardError("the model could not be loaded; the server's log has the details")
 
 
 class _ToParent(logging.Handler):

@@ -1,8 +1,9 @@
 """The parent's side of the engine: light, never imports torch.
 
 It checks and downloads, hands the job to the engine process, and passes on what that process reports. The engine
-process is started before the first job, started again when it dies, and killed when a cancelled job does not stop by
-itself, so a native crash or a hang costs one job and never the worker.
+process is started before the first job, started again when it dies, after a pause that grows where it does not even get
+ready, and killed when a cancelled job does not stop by itself: a native crash or a hang costs one job and never the
+worker.
 
 Not covered: several engine processes; a worker takes one job at a time and more workers are the platform's business.
 """
@@ -11,11 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import multiprocessing
-import signal
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -23,22 +22,20 @@ from pathlib import Path
 
 from hansard import health
 from hansard.audio.fetch import fetch
-from hansard.engine import child
 from hansard.engine.orders import Orders
+from hansard.engine.process import EngineProcess
 from hansard.engine.wire import (
     Beat,
     Cancel,
     Done,
     Failed,
     Fitness,
-    Leave,
     Load,
     LogLine,
     Progress,
     Ready,
     Settled,
     Spent,
-    ToChild,
     ToParent,
     Unload,
     Warm,
@@ -49,6 +46,7 @@ from hansard.pipeline import Job
 from hansard.plan import Choice, Plan
 from hansard.request import Request
 from hansard.settings import Settings
+from hansard.shielded import to_the_end
 from hansard.speakers.enrol import blamed
 from hansard.stages import StageReport
 from hansard.transcript import Transcript
@@ -56,8 +54,8 @@ from hansard.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-LEAVE_S = 3.0  # that the engine process has to end by itself when the worker does
 FITNESS_S = 240.0  # that it has to say whether it is fit: torch may come from a cold disk, which takes minutes
+PAUSES_S = (1.0, 5.0, 30.0, 60.0)  # before an engine process follows one that did not get ready; then the last for ever
 LET_GO_S = 2.0  # that a cancelled download has to notice; its folder goes away in any case
 
 
@@ -66,7 +64,7 @@ class _Pending:
     """A job that an engine process has and has not answered."""
 
     report: StageReport
-    process: _EngineProcess | None = None
+    process: EngineProcess | None = None
     answer: Future[Transcript] = field(default_factory=Future)
 
 
@@ -78,18 +76,22 @@ class EngineHost:
         self._workspace = Workspace(settings)
         self._pending: dict[str, _Pending] = {}
         self._lock = threading.RLock()  # held for whatever looks at the process and acts on what it saw
-        self._process: _EngineProcess | None = None
+        self._process: EngineProcess | None = None
         self._closing = False
+        self._started = 0  # processes
+        self._stillborn = 0  # processes one after the other that died before they were ready
+        self._next_start: threading.Timer | None = None
         self._orders = Orders()
         self._on_change: Callable[[], None] = lambda: None
 
-    def start(self) -> _EngineProcess:
+    def start(self) -> EngineProcess:
         """The engine process, started if none lives; it warms up while the caller goes on."""
         with self._lock:
             if self._closing:
                 raise EngineError("the worker is being stopped; send the job again")
             if self._process is None:
-                self._process = _EngineProcess(self._settings, self._receive, self._died)
+                self._process = EngineProcess(self._settings, self._receive, self._died)
+                self._started += 1
                 self._tell_health("starting")
             return self._process
 
@@ -114,11 +116,21 @@ class EngineHost:
 
     @property
     def state(self) -> health.State:
-        """How the engine process is: `down` where none runs, until the next job starts one."""
+        """How the engine process is: `down` where none runs, until its time has come or a job starts one."""
         process = self._process
         if process is None:
             return "down"
         return "unfit" if process.unfit else "ready" if process.ready else "starting"
+
+    @property
+    def waits(self) -> bool:
+        """Has nobody needed the engine process so far? Then `down` is no trouble."""
+        return self._started == 0
+
+    @property
+    def restarts(self) -> int:
+        """How often another engine process had to be started."""
+        return max(0, self._started - 1)
 
     @property
     def warm(self) -> Warm:
@@ -142,11 +154,18 @@ class EngineHost:
         if process := self._process:
             await self._orders.give(process, Unload, choice)
 
-    def close(self) -> None:
-        """Let the engine process go and remove every job's folder."""
+    def retire(self) -> None:
+        """Start no other engine process from now on: the one that stops a job with its life is the last."""
         with self._lock:
             self._closing = True
-            process = self._process
+
+    def close(self) -> None:
+        """Let the engine process go and remove every job's folder."""
+        self.retire()
+        with self._lock:
+            process, timer = self._process, self._next_start
+        if timer is not None:
+            timer.cancel()
         if process is not None:
             process.leave()
         self._workspace.close()
@@ -211,7 +230,7 @@ class EngineHost:
             await self._hand_over(job, pending)
             return await asyncio.shield(answer)
         except asyncio.CancelledError:
-            await _to_the_end(self._stop(job.id, pending.process, answer))
+            await to_the_end(self._stop(job.id, pending.process, answer))
             raise
         finally:
             self._pending.pop(job.id, None)
@@ -225,7 +244,7 @@ class EngineHost:
             await asyncio.to_thread(pending.process.wait)
         raise CrashedError("the engine process dies as soon as it starts; the worker's log says why")
 
-    async def _stop(self, job_id: str, process: _EngineProcess | None, answer: asyncio.Future[Transcript]) -> None:
+    async def _stop(self, job_id: str, process: EngineProcess | None, answer: asyncio.Future[Transcript]) -> None:
         """Ask the engine to stop a job; kill it when it does not, and return when it is gone."""
         if process is None:
             return
@@ -236,7 +255,7 @@ class EngineHost:
             process.kill()
             await asyncio.to_thread(process.wait)
 
-    def _receive(self, process: _EngineProcess, message: ToParent) -> None:
+    def _receive(self, process: EngineProcess, message: ToParent) -> None:
         """Take one message of an engine process; called on its reading thread."""
         match message:
             case Spent():
@@ -244,8 +263,7 @@ class EngineHost:
                     if process is self._process:
                         self._process = None
                         log.error("the engine process lost its GPU: another one is started")
-                        if not self._closing:
-                            self.start()
+                        self._start_again()
             case Fitness(problems):
                 for problem in problems:
                     log.error("unfit: %s", problem)
@@ -257,6 +275,7 @@ class EngineHost:
             case Settled():
                 self._orders.settle(message)
             case Beat() | Ready():
+                self._stillborn = 0 if process.ready else self._stillborn
                 self._note(process)
             case LogLine(job, level, name, text):
                 logging.getLogger(name).log(level, "%s", text, extra={JOB_FIELD: job})
@@ -267,10 +286,11 @@ class EngineHost:
             case Failed(job, code, sentence) if (pending := self._pending.get(job)) and not pending.answer.done():
                 pending.answer.set_exception(from_code(code, sentence))
 
-    def _died(self, process: _EngineProcess) -> None:
-        """An engine process is gone: start another one, unless it could not even start, then fail what it had.
+    def _died(self, process: EngineProcess) -> None:
+        """An engine process is gone: start another one, then fail what it had.
 
-        In this order, so that the job after the failed one meets a living engine. Called on the reading thread.
+        In this order, so that the job after the failed one meets a living engine. One that did not even get ready is
+        followed after a pause, unless a job comes before. Called on the reading thread.
         """
         with self._lock:
             if process is self._process:
@@ -278,15 +298,45 @@ class EngineHost:
                 self._tell_health("down")
                 if not self._closing:
                     log.error("the engine process died: %s", process.death)
-                    if process.ready:
-                        self.start()
+                if process.ready:
+                    self._start_again()
+                else:
+                    self._start_later()
         for pending in list(self._pending.values()):
             if pending.process is process and not pending.answer.done():
                 pending.answer.set_exception(CrashedError(f"the engine process died in mid-job: {process.death}"))
         self._orders.fail(process, f"the engine process died: {process.end}; ask again, or take a smaller model")
         self._on_change()
 
-    def _note(self, process: _EngineProcess) -> None:
+    def _start_again(self) -> None:
+        """Start an engine process now, or later where the machine does not let it; the lock is held."""
+        if self._closing:
+            return
+        try:
+            self.start()
+        except OSError as error:
+            log.error("the engine process could not be started: %s", error.strerror)  # noqa: TRY400 - it says it all
+            self._start_later()
+
+    def _start_later(self) -> None:
+        """Start an engine process after a pause; the lock is held."""
+        if self._closing:
+            return
+        if self._next_start is not None:  # a job was quicker, and its process has died, too
+            self._next_start.cancel()
+        pause = PAUSES_S[min(self._stillborn, len(PAUSES_S) - 1)]
+        self._stillborn += 1
+        log.warning("the engine process is started again in %.0f s", pause)
+        self._next_start = threading.Timer(pause, self._start_in_time)
+        self._next_start.daemon = True
+        self._next_start.start()
+
+    def _start_in_time(self) -> None:
+        with self._lock:
+            if self._process is None:
+                self._start_again()
+
+    def _note(self, process: EngineProcess) -> None:
         """Note how a process is that has just given a sign of life."""
         with self._lock:
             if process is self._process:
@@ -297,100 +347,3 @@ class EngineHost:
         if not self._closing:
             with suppress(OSError):  # a full disk, told by the age of what was written before
                 health.write(self._workspace.root, state)
-
-
-async def _to_the_end(work: Coroutine[None, None, None]) -> None:
-    """Await work to its end, however often the waiting is cancelled: a platform may say stop twice."""
-    task = asyncio.ensure_future(work)
-    while not task.done():
-        with suppress(asyncio.CancelledError):
-            await asyncio.shield(task)
-
-
-class _EngineProcess:
-    """One engine process and the thread that reads from it."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        receive: Callable[[_EngineProcess, ToParent], None],
-        died: Callable[[_EngineProcess], None],
-    ) -> None:
-        spawn = multiprocessing.get_context("spawn")  # never fork: this process runs threads and an event loop
-        self._connection, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=child.main, args=(theirs, settings), name="engine")
-        self._process.start()
-        theirs.close()
-        self._sending = threading.Lock()
-        self._receive = receive
-        self._on_death = died
-        self.ready = False
-        self.warm = Warm()
-        self.fitness: Future[tuple[str, ...]] = Future()
-        self.fitness.set_running_or_notify_cancel()  # whoever gives up waiting for it does not cancel it
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    @property
-    def unfit(self) -> bool:
-        """Has it said that it cannot work?"""
-        return self.fitness.done() and bool(self.fitness.result())
-
-    @property
-    def death(self) -> str:
-        """How the process ended, and what to do about it."""
-        if self._process.exitcode == -signal.SIGKILL:
-            return f"{self.end}; send a shorter recording or use a larger machine"
-        return f"{self.end}; send the job again"
-
-    @property
-    def end(self) -> str:
-        """How the process ended."""
-        code = self._process.exitcode
-        if code == -signal.SIGKILL:
-            return "it was killed, often for want of memory"
-        return f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-
-    def send(self, message: ToChild) -> bool:
-        """Hand over a message; False when the process is gone."""
-        try:
-            with self._sending:
-                self._connection.send(message)
-        except OSError:
-            return False
-        return True
-
-    def kill(self) -> None:
-        """End the process at once."""
-        self._process.kill()
-
-    def wait(self) -> None:
-        """Return when the process is gone and everybody was told."""
-        self._reader.join()
-
-    def leave(self) -> None:
-        """Ask the process to end, kill it when it does not, and return when it is gone."""
-        self.send(Leave())
-        self._reader.join(LEAVE_S)
-        self.kill()
-        self.wait()
-
-    def _read(self) -> None:
-        while True:
-            try:
-                message = self._connection.recv()
-            except Exception as end:  # the pipe's end, or bytes that make no message: either way it is over
-                if not isinstance(end, EOFError | OSError):
-                    log.exception("the engine process could not be understood")
-                    self.kill()
-                break
-            self.ready |= isinstance(message, Ready)
-            try:
-                self._receive(self, message)
-            except Exception:  # this thread must live, or every job would wait for ever
-                log.exception("a message of the engine process could not be handled")
-        self._process.join()
-        self._connection.close()
-        if not self.fitness.done():
-            self.fitness.set_result((f"the engine process died as it started: {self.end}; the worker's log says why",))
-        self._on_death(self)

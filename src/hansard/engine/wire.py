@@ -6,7 +6,8 @@ rest.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from hansard.pipeline import Job
 from hansard.plan import Choice
@@ -22,7 +23,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Load a model, after the jobs that came before; `Settled` answers."""
+    """Load a model, after the jobs that came before, unless a newer order says otherwise; `Settled` answers."""
 
     id: str
     choice: Choice
@@ -30,7 +31,10 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Unload:
-    """Let a model go, after the jobs that came before; `Settled` answers."""
+    """Let a model go, after the jobs that came before, unless a newer order says otherwise; `Settled` answers.
+
+    One that is just being loaded goes once it is there; the answer does not wait for that.
+    """
 
     id: str
     choice: Choice
@@ -55,7 +59,7 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The default models are loaded, or could not be: the next job will say why."""
+    """The default models are loaded, or could not be: `Warm` says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A `Load` or `Unload` is done, or failed: then with an error of the tree, as plain text."""
+    """A `Load` or `Unload` is done, or not to be done any more, or failed: then with an error, as plain text."""
 
     id: str
     code: str | None = None
@@ -105,10 +109,16 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Warm:
-    """The models that this process holds, and those that it is loading; sent whenever that has changed."""
+    """The models that this process holds, and those that it is loading; sent whenever that has changed.
+
+    `fetched` tells how much of a model has come, 0 to 1, while its weights are being downloaded; `failed` why one could
+    not be had when it was last asked for.
+    """
 
     ready: tuple[Choice, ...] = ()
     loading: tuple[Choice, ...] = ()
+    fetched: Mapping[Choice, float] = field(default_factory=dict)
+    failed: Mapping[Choice, str] = field(default_factory=dict)
 
 
 ToChild = Job | Cancel | Load | Unload | Leave

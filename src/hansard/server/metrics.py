@@ -1,4 +1,4 @@
-"""What Prometheus reads at /metrics: jobs, stages, sound, the queue, requests, errors, GPUs.
+"""What Prometheus reads at /metrics: jobs, stages, sound, the queue, requests, errors, the engine, GPUs.
 
 Counters begin anew with the process; the queue is what the core has. Labels come from closed sets: routes are
 templates, not addresses, so callers cannot make series.
@@ -8,21 +8,35 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPMethod
+from typing import get_args
 
 from fastapi import APIRouter, Depends, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 
+from hansard.engine.host import EngineHost
+from hansard.health import State
 from hansard.server.access import caller
 from hansard.server.context import Core
 from hansard.server.gpus import Gpu, gpus
 from hansard.server.job import Job
 from hansard.server.jobs import JobCore
+from hansard.server.runners import LocalRunner
 
 router = APIRouter(tags=["operation"])
 
 SECONDS = (0.005, 0.05, 0.5, 2.5, 10, 30, 60, 300, 900, 3600, 14400)  # bounds: from an answer to a night's recording
 NOWHERE = "none"  # the route of an address that does not exist
 METHODS = frozenset(method.value for method in HTTPMethod)
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, of when it began
 
 
 class Metrics:
@@ -61,6 +75,13 @@ class Metrics:
         self._gpu_used = Gauge("hansard_gpu_memory_used_bytes", "Memory in use", ["gpu", "name"], registry=registry)
         self._gpu_total = Gauge("hansard_gpu_memory_bytes", "Memory of a GPU", ["gpu", "name"], registry=registry)
         self._gpu_busy = Gauge("hansard_gpu_busy_ratio", "Part of the time at work", ["gpu", "name"], registry=registry)
+        self._engine_up = Gauge(
+            "hansard_engine_up", "1 for the state that this machine's engine is in", ["state"], registry=registry
+        )
+        self._restarts = Counter(
+            "hansard_engine_restarts", "Times that this machine's engine was started again", registry=registry
+        )
+        self._restarts_counted = 0
 
     def watch(self, core: JobCore) -> None:
         """Count the jobs of a core."""
@@ -79,16 +100,27 @@ class Metrics:
         self._requests.labels(method if method in METHODS else "other", route, str(status)).inc()
         self._request_seconds.labels(route).observe(seconds)
 
-    def text(self, core: JobCore, gpus: tuple[Gpu, ...]) -> bytes:
-        """Everything in Prometheus' own format."""
+    def text(self, core: JobCore, gpus: tuple[Gpu, ...], engine: EngineHost | None) -> bytes:
+        """Everything in Prometheus' own format; of an engine elsewhere nothing is known."""
         self._queued.set(core.waiting)
         self._running.set(core.running)
+        self._see(gpus)
+        if engine is not None:
+            for state in get_args(State):
+                self._engine_up.labels(state).set(state == engine.state)
+            self._restarts.inc(engine.restarts - self._restarts_counted)
+            self._restarts_counted = engine.restarts
+        return generate_latest(self._registry)
+
+    def _see(self, gpus: tuple[Gpu, ...]) -> None:
+        """The GPUs that there are now: one that is gone is told no more."""
+        for gauge in (self._gpu_used, self._gpu_total, self._gpu_busy):
+            gauge.clear()
         for gpu in gpus:
             self._gpu_used.labels(str(gpu.index), gpu.name).set(gpu.memory_used)
             self._gpu_total.labels(str(gpu.index), gpu.name).set(gpu.memory_total)
             if gpu.busy_percent is not None:
                 self._gpu_busy.labels(str(gpu.index), gpu.name).set(gpu.busy_percent / 100)
-        return generate_latest(self._registry)
 
     def _ended(self, job: Job, core: JobCore) -> None:
         self._jobs.labels(job.state).inc()
@@ -113,7 +145,9 @@ class Metrics:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(request: Request, core: Core) -> Response:
-    """Jobs, stages, sound, the queue, requests, errors, GPUs; with API_KEYS Prometheus needs one of them."""
+    """Jobs, stages, sound, the queue, requests, errors, the engine, GPUs; with API_KEYS Prometheus needs a key."""
     told: Metrics = request.app.state.metrics
+    runner = request.app.state.runner
     seen = await asyncio.to_thread(gpus)
-    return Response(told.text(core, seen), media_type=CONTENT_TYPE_LATEST)
+    engine = runner.engine if isinstance(runner, LocalRunner) else None
+    return Response(told.text(core, seen, engine), media_type=CONTENT_TYPE_LATEST)

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 import psutil
 
 from hansard import __version__
+from hansard.allowance import cpus, memory
 from hansard.errors import EngineMissingError
 from hansard.server.admin.views import DiskView, GpuView, MachineView
 from hansard.server.gpus import gpus
@@ -25,21 +26,16 @@ FOLDERS = ("state_dir", "hf_home", "work_dir")
 
 
 def machine(settings: Settings) -> MachineView:
-    """Processors, memory, disks and GPUs now. Takes some milliseconds."""
-    memory = psutil.virtual_memory()
+    """Processors and memory that this process may use, disks and GPUs now. Takes some milliseconds."""
+    may_use = memory()
     return MachineView(
-        cpus=psutil.cpu_count() or 1,
+        cpus=cpus(),
         cpu_percent=psutil.cpu_percent(),
-        memory_total=memory.total,
-        memory_available=memory.available,
+        memory_total=may_use.total,
+        memory_available=may_use.available,
         gpus=[GpuView(**asdict(gpu)) for gpu in gpus()],
         disks=[disk for name in FOLDERS for disk in _disk(name, settings)],
     )
-
-
-def memory_total() -> int:
-    """Main memory in bytes."""
-    return int(psutil.virtual_memory().total)
 
 
 def versions() -> dict[str, str | None]:

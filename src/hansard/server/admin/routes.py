@@ -20,6 +20,7 @@ from hansard.server.access import admin
 from hansard.server.admin.machine import machine, versions
 from hansard.server.admin.stockroom import Stockroom
 from hansard.server.admin.views import (
+    QUEUE,
     AdminStatus,
     EndpointView,
     EngineView,
@@ -46,7 +47,16 @@ def stock_of(request: Request) -> Stockroom:
 
 
 Stock = Annotated[Stockroom, Depends(stock_of)]
-Key = Annotated[str, Path(description="a model's key in the status")]
+Key = Annotated[
+    str,
+    Path(
+        description="a model's key in the status, or any of its names",
+        examples=["large-v3", "pyannote/speaker-diarization-community-1", "aligner:en"],
+    ),
+]
+
+CHANGED = {"event": "queue", "data": QueueView(**QUEUE).model_dump_json()}
+EVENTS = {kind: {**told, "example": CHANGED} for kind, told in stream("models", "model", "queue").items()}
 
 
 @router.get("/status", summary="All of the server at once")
@@ -71,7 +81,7 @@ async def download(key: Key, stock: Stock) -> ModelView:
 
 @router.delete("/models/{key:path}/download", summary="Stop fetching a model")
 async def cancel(key: Key, stock: Stock) -> ModelView:
-    """Stop fetching a model; what is here of it stays, and the next download goes on from there."""
+    """Stop fetching a model, at once; what is here of it stays, and the next download goes on from there."""
     return await stock.cancel(key)
 
 
@@ -79,14 +89,16 @@ async def cancel(key: Key, stock: Stock) -> ModelView:
 async def load(key: Key, stock: Stock, order: LoadOrder | None = None) -> ModelView:
     """Begin to load a model into the engine's memory, fetched before if need be.
 
-    It waits for the job in hand, and the next job waits for it.
+    It waits for the job in hand, and the next job waits for it. Of several orders for one model the last one counts.
     """
     return await stock.load(key, order.devices if order else [])
 
 
 @router.post("/models/{key:path}/unload", status_code=202, summary="Let a model go")
 async def unload(key: Key, stock: Stock) -> ModelView:
-    """Let a model go, after the job in hand. A job that needs it loads it again."""
+    """Let a model go, after the job in hand; one that is being loaded goes once it is there, one that was to be loaded
+    is not. A job that needs it loads it again.
+    """
     return await stock.unload(key)
 
 
@@ -100,7 +112,7 @@ async def model(key: Key, stock: Stock) -> ModelView:
     "/events",
     summary="Follow the server",
     response_class=EventSourceResponse,
-    responses={200: {"content": stream("models", "model", "queue")}},
+    responses={200: {"content": EVENTS}},
 )
 async def events(core: Core, stock: Stock) -> EventSourceResponse:
     """Server-sent events without end: `models` and `queue` as they are now, then `model` and `queue` when changed.

@@ -265,9 +265,14 @@ def generatable(part: Any) -> Any:
     return part
 
 
+async def taken(*_: object) -> int:
+    """What every receiver of a webhook answers here."""
+    return 200
+
+
 def test_schemathesis(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every operation, with values that fit its schema and with such as do not."""
-    monkeypatch.setattr(Webhooks, "_post", lambda *_: None)
+    monkeypatch.setattr(Webhooks, "_status", taken)
     server = serve(api_keys=(KEY,), admin_keys=(KEY,))
     schema = schemathesis.openapi.from_dict(generatable(server.app.openapi()))
     schema.config.update(base_url=server.url)

@@ -66,10 +66,13 @@ SERVER = {
     ),
     *("RATE_LIMIT", "STATE_DIR", "RESULT_TTL_HOURS", "MAX_QUEUE", "MODEL_ALIASES", "LAZY_LOAD_MODELS", "LOG_JSON"),
     *("MODEL_IDLE_TIMEOUT", "WEBHOOK_SECRET", "RUNPOD_ENDPOINT_ID", "RUNPOD_API_KEY", "RUNPOD_ENDPOINT_URL"),
+    *("BUCKET_ENDPOINT_URL", "BUCKET_NAME", "BUCKET_REGION", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY"),
 }
 """Settings of the self-hosted server, which an endpoint does not run."""
 
-SERVER_CODES = {"access_denied", "forbidden", "rate_limited", "queue_full", "job_not_found", "job_not_finished"}
+SERVER_CODES = {
+    *("access_denied", "forbidden", "rate_limited", "queue_full", "job_not_found", "job_not_finished", "timed_out")
+}
 """Errors that only the server gives."""
 
 OWN_WORDS = {

@@ -149,7 +149,8 @@ async def test_progress_has_a_stage_a_percent_and_an_eta(core: JobCore, runner: 
 async def test_there_is_no_eta_where_it_would_be_a_guess() -> None:
     job = Job("a", asked(), "running", 1.0, 1.0, percent=4.0)
     assert job.eta_s(9.0) is None
-    assert replace(job, percent=50.0).eta_s(9.0) == 8.0
+    assert replace(job, percent=50.0, stage="transcribe").eta_s(9.0) == 8.0
+    assert replace(job, percent=18.0, stage="decode").eta_s(9.0) is None, "an engine may still be starting"
     assert replace(job, percent=50.0, state="queued").eta_s(9.0) is None
 
 

@@ -15,6 +15,7 @@ UPLOADED = "upload"  # what a request says of sound that lies in a file of ours
 
 FINAL: frozenset[State] = frozenset({"completed", "failed", "cancelled"})
 
+PREPARING = frozenset({"load", "fetch", "decode"})  # stages whose time says nothing of the others
 GUESS_PERCENT = 5.0  # done, before which the time that is left is not guessed
 
 
@@ -75,7 +76,7 @@ class Job:
 
     def eta_s(self, now: float) -> float | None:
         """Seconds to the end, from the time that the done part took; None while that would be a guess."""
-        if self.state != "running" or self.started is None or self.percent < GUESS_PERCENT:
+        if self.state != "running" or self.started is None or self.stage in PREPARING or self.percent < GUESS_PERCENT:
             return None
         return max(0.0, (now - self.started) * (100 - self.percent) / self.percent)
 

@@ -14,7 +14,6 @@ too, so it counts only where there is no worker.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 import time
@@ -23,7 +22,7 @@ from typing import Literal
 
 from hansard.errors import HansardError
 from hansard.settings import Settings, load
-from hansard.workspace import living_roots
+from hansard.workspace import is_held, living_roots
 
 State = Literal["starting", "ready", "unfit", "down"]
 
@@ -46,7 +45,7 @@ def verdict(settings: Settings) -> tuple[bool, str]:
     if wrong is None:
         return True, "the engine is ready" + (" or starts with the first job" if settings.lazy_load_models else "")
     if wrong == NOBODY and settings.runpod_endpoint_id is not None:
-        runs = _is_held(settings.state_dir / SERVER_LOCK)
+        runs = is_held(settings.state_dir / SERVER_LOCK)
         return runs, "the server runs, a RunPod endpoint does its jobs" if runs else "no server holds STATE_DIR"
     return False, wrong
 
@@ -78,21 +77,6 @@ def _problem_of(root: Path, lazy: bool) -> str | None:
     if not 0 <= age <= FRESH_S:
         return f"no sign of life of the engine for {age:.0f} s"
     return None if state == "ready" or lazy else "the engine is still starting"
-
-
-def _is_held(lock: Path) -> bool:
-    """Does another process hold a lock? Asked with a shared one, so that two who ask do not see each other."""
-    try:
-        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def main() -> None:

@@ -77,21 +77,25 @@ class Workspace:
 
 def living_roots(work_dir: Path) -> tuple[Path, ...]:
     """The roots of processes of this user that live; changes nothing. Raises OSError."""
-    return tuple(Path(entry.path) for entry in list(os.scandir(work_dir)) if _ours(entry) and _held(Path(entry.path)))
+    return tuple(
+        Path(entry.path)
+        for entry in list(os.scandir(work_dir))
+        if _ours(entry) and is_held(Path(entry.path, _LOCK_NAME))
+    )
 
 
-def _held(root: Path) -> bool:
-    """Has another process the root's lock? Asked with a shared one, so that two who ask do not see each other."""
+def is_held(lock: Path) -> bool:
+    """Does another process hold a lock file? Asked with a shared lock, so that two who ask do not see each other."""
     try:
-        lock = os.open(root / _LOCK_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:
-        os.close(lock)
+        os.close(descriptor)
     return False
 
 

@@ -106,6 +106,11 @@ def _refuse_above(size: int, name: str, settings: Settings) -> None:
         raise TooLargeError(f"{name}: larger than {settings.max_audio_mb} MB, the limit here")
 
 
+def data_uri(content: bytes, media_type: str = "application/octet-stream") -> str:
+    """Content as a source that `fetch` reads."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
 def _from_data_uri(source: str, settings: Settings) -> bytes:
     """The content of `data:[media type][;base64],content`; the media type is not believed, so not read."""
     header, comma, body = source.partition(",")

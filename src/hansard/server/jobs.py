@@ -5,9 +5,9 @@
                  └──────────┴────▶ cancelled
 
 Jobs and results outlive the process (`store`); what was running when it ended is run again, once where it was killed.
-A job that is asked
-for again while it is in flight, or before its answer was heard, by the same caller with the same sound and options, is
-the same job. All methods belong to one event loop, save `result`; `report` of the runner may come from any thread.
+A job that is asked for again while it is in flight, or before its answer was heard, by the same caller with the same
+sound and options, is the same job. All methods belong to one event loop, save `result`; `report` of the runner may come
+from any thread.
 
 Not covered: several server processes on one STATE_DIR, which is refused.
 """

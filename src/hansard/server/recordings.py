@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import shutil
 import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from hansard.audio.fetch import fetch
+from hansard.audio.fetch import data_uri, fetch
 from hansard.errors import EngineError, HansardError, SettingsError
 from hansard.request import Request
 from hansard.server.job import UPLOADED, Submission
@@ -50,7 +49,10 @@ class Recordings:
             return submission.request
         pairs = zip(submission.request.speaker_samples, submission.samples, strict=True)
         try:
-            samples = [sample.model_copy(update={"audio": _uri(path)}) if path else sample for sample, path in pairs]
+            samples = [
+                sample.model_copy(update={"audio": data_uri(path.read_bytes())}) if path else sample
+                for sample, path in pairs
+            ]
         except OSError:
             raise EngineError("the samples of known voices are gone from the server; send the job again") from None
         return submission.request.model_copy(update={"speaker_samples": samples})
@@ -117,10 +119,6 @@ def _is_inline(source: str | None) -> bool:
     """Is it sound itself: a data URI, or base64, which has no colon?"""
     start = (source or ":").lstrip()
     return start[:5].lower() == "data:" or ":" not in start
-
-
-def _uri(path: Path) -> str:
-    return f"data:application/octet-stream;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _remove(path: Path) -> None:

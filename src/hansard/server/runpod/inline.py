@@ -6,13 +6,13 @@ As it came where it fits; else as FLAC of what the engine would hear, else as MP
 
 from __future__ import annotations
 
-import base64
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from hansard.audio.decode import decode
 from hansard.audio.encode import FLAC, MP3, Format, encode
+from hansard.audio.fetch import data_uri
 from hansard.errors import AudioError, TooLargeError, TooLongError
 from hansard.settings import Settings
 from hansard.transcript import Audio, Span
@@ -37,7 +37,7 @@ def inline(recording: Path, rest: int, settings: Settings, *, separate: bool) ->
     """
     room = _room(rest)
     if fits(recording, rest):
-        return _uri("application/octet-stream", recording.read_bytes()), ()
+        return data_uri(recording.read_bytes()), ()
     advice = "; give the recording as a URL instead"
     if separate:
         raise TooLargeError(f"the endpoint takes {room / 1e6:.1f} MB within a request{advice}")
@@ -69,13 +69,9 @@ def _smaller(audio: Audio, room: int) -> Inline | None:
             content = encode(audio, Span(0.0, audio.duration), format)
             if len(content) <= room:
                 told = f"the recording was sent to the endpoint as {format.container.upper()}, 16 kHz, to fit its limit"
-                return _uri(format.media_type, content), (*audio.warnings, told)
+                return data_uri(content, format.media_type), (*audio.warnings, told)
     return None
 
 
 def _refuse(error: AudioError) -> Inline:
     raise error
-
-
-def _uri(media_type: str, content: bytes) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
